@@ -1,1 +1,12 @@
-//! Ponder.
+//! Ponder's engine: plain values and pure functions. No actors, no async runtime, no GPU, no network.
+//!
+//! Start at [`model`] (what a model is), [`program`] (a forward pass as data) and
+//! [`backend`] (who runs it).
+
+pub mod checkpoint;
+pub mod error;
+pub mod format;
+pub mod model;
+pub mod text;
+
+pub use error::{DeviceFault, Error, Result};

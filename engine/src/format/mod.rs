@@ -1,0 +1,126 @@
+//! How numbers are stored: the weight formats and the KV-cache formats, as rows of two tables.
+
+use serde::{Deserialize, Serialize};
+
+/// Storage format of a weight tensor. Quantised formats are the GGUF blocks
+/// (layouts: ggml's `ggml-common.h`), little-endian, along a row's K dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Format {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// The upper half of a single.
+    BF16,
+    /// 32 int8, one f16 scale: `d * q`.
+    Q8_0,
+    /// 32 nibbles, one f16 scale: `d * (q - 8)`.
+    Q4_0,
+    /// 32 nibbles, f16 scale and minimum: `d * q + m`.
+    Q4_1,
+    /// 32 five-bit, one f16 scale: `d * (q - 16)`.
+    Q5_0,
+    /// 32 five-bit, f16 scale and minimum: `d * q + m`.
+    Q5_1,
+    /// 256 nibbles in 8 groups with 6-bit scales and minima.
+    Q4K,
+    /// 256 five-bit in 8 groups with 6-bit scales and minima.
+    Q5K,
+    /// 256 six-bit in 16 groups with int8 scales.
+    Q6K,
+}
+
+impl Format {
+    /// Every format, for tables and tests.
+    pub const ALL: [Format; 11] = [
+        Format::F32,
+        Format::F16,
+        Format::BF16,
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+    ];
+
+    /// (name, elements per block, bytes per block).
+    const fn row(self) -> (&'static str, usize, usize) {
+        match self {
+            Format::F32 => ("F32", 1, 4),
+            Format::F16 => ("F16", 1, 2),
+            Format::BF16 => ("BF16", 1, 2),
+            Format::Q8_0 => ("Q8_0", 32, 34),
+            Format::Q4_0 => ("Q4_0", 32, 18),
+            Format::Q4_1 => ("Q4_1", 32, 20),
+            Format::Q5_0 => ("Q5_0", 32, 22),
+            Format::Q5_1 => ("Q5_1", 32, 24),
+            Format::Q4K => ("Q4_K", 256, 144),
+            Format::Q5K => ("Q5_K", 256, 176),
+            Format::Q6K => ("Q6_K", 256, 210),
+        }
+    }
+
+    /// The name as GGUF and Hugging Face write it.
+    pub const fn name(self) -> &'static str {
+        self.row().0
+    }
+    /// Elements in one block.
+    pub const fn block_len(self) -> usize {
+        self.row().1
+    }
+    /// Bytes of one block.
+    pub const fn block_bytes(self) -> usize {
+        self.row().2
+    }
+    /// True for the GGUF blocks.
+    pub const fn is_quantised(self) -> bool {
+        self.block_len() > 1
+    }
+    /// Bytes of `len` elements, or `None` if `len` is no multiple of the block or the product overflows.
+    pub fn bytes_for(self, len: usize) -> Option<usize> {
+        if len % self.block_len() != 0 {
+            return None;
+        }
+        (len / self.block_len()).checked_mul(self.block_bytes())
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Storage format of cached keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvFormat {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    #[default]
+    F16,
+    /// The upper half of a single.
+    BF16,
+}
+
+impl KvFormat {
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            KvFormat::F32 => 4,
+            KvFormat::F16 | KvFormat::BF16 => 2,
+        }
+    }
+    /// The value after a round trip through the cache.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            KvFormat::F32 => x,
+            KvFormat::F16 => half::f16::from_f32(x).to_f32(),
+            KvFormat::BF16 => half::bf16::from_f32(x).to_f32(),
+        }
+    }
+}
