@@ -138,3 +138,32 @@ fn verdict<B: Backend>(backend: &B, failures: Vec<String>, count: usize) -> Resu
     let what = format!("{} of {count} problems differ:\n  {}", failures.len(), failures.join("\n  "));
     Err(Error::Device { device: backend.info().name.clone(), what: DeviceFault::Rejected(what) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oracle_agrees_with_itself_lowered_or_not() {
+        // Also shows that every problem runs, and that `fused == lowered` where the oracle is both.
+        let mut failures = Vec::new();
+        for problem in problems(8, 7) {
+            let fused = run(&mut ReferenceBackend::default(), &problem).unwrap();
+            let mut small = problem.clone();
+            small.programs.iter_mut().for_each(|p| *p = lower(p, |op| !op.is_fused()));
+            let lowered = run(&mut ReferenceBackend::default(), &small).unwrap();
+            failures.extend(differences(&problem, &fused, &lowered, 8, 7));
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    #[test]
+    fn a_wrong_answer_is_noticed() {
+        let problem = problems(8, 7).into_iter().find(|p| p.name.starts_with("linear Q4_1")).unwrap();
+        let want = run(&mut ReferenceBackend::default(), &problem).unwrap();
+        let mut wrong = problem.clone();
+        wrong.weights.get_mut("w").unwrap()[7] ^= 0x11;
+        let got = run(&mut ReferenceBackend::default(), &wrong).unwrap();
+        assert_eq!(differences(&problem, &want, &got, 8, 7).len(), 1);
+    }
+}

@@ -63,6 +63,8 @@ macro_rules! ops {
             pub fn reference(&self, env: &mut Env<'_>) { match self { $(Op::$name(op) => op.reference(env)),* } }
             /// Bytes and operations of this op in a step.
             pub fn cost(&self, program: &Program, step: &StepShape) -> Cost { match self { $(Op::$name(op) => op.cost(program, step)),* } }
+            /// Whether [`lower`] can expand it.
+            pub fn is_fused(&self) -> bool { matches!(self, Op::AddRmsNorm(_) | Op::QkvRopeStore(_) | Op::GatedMlp(_)) }
             /// Slots read.
             pub fn reads(&self) -> Vec<Slot> { match self { $(Op::$name(op) => op.reads()),* } }
             /// Slots written.
