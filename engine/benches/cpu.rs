@@ -58,22 +58,56 @@ fn record(format: Format) -> Program {
     p.push(Embed { tokens, table, out: residual, scale: 1.0 });
     for layer in 0..LAYERS {
         let mut w = |name: &str, shape: &[usize]| weight(&mut p, format!("{name}.{layer}"), format, shape);
-        let (wq, wk, wv) = (w("wq", &[HEADS * DIM, HIDDEN]), w("wk", &[KV_HEADS * DIM, HIDDEN]), w("wv", &[KV_HEADS * DIM, HIDDEN]));
-        let (wo, gate, up, down) = (w("wo", &[HIDDEN, HEADS * DIM]), w("gate", &[FFN, HIDDEN]), w("up", &[FFN, HIDDEN]), w("down", &[HIDDEN, FFN]));
+        let (wq, wk, wv) =
+            (w("wq", &[HEADS * DIM, HIDDEN]), w("wk", &[KV_HEADS * DIM, HIDDEN]), w("wv", &[KV_HEADS * DIM, HIDDEN]));
+        let (wo, gate, up, down) = (
+            w("wo", &[HIDDEN, HEADS * DIM]),
+            w("gate", &[FFN, HIDDEN]),
+            w("up", &[FFN, HIDDEN]),
+            w("down", &[HIDDEN, FFN]),
+        );
         let [n1, n2] = ["n1", "n2"].map(|n| weight(&mut p, format!("{n}.{layer}"), Format::F32, &[HIDDEN]));
         let kv = [BLOCKS, BLOCK, KV_HEADS, DIM];
-        let [k_cache, v_cache] = ["kc", "vc"].map(|n| p.slot(format!("{n}.{layer}"), Role::Kv, Elem::Kv(KvFormat::F16), &kv));
+        let [k_cache, v_cache] =
+            ["kc", "vc"].map(|n| p.slot(format!("{n}.{layer}"), Role::Kv, Elem::Kv(KvFormat::F16), &kv));
         match layer {
             0 => p.push(RmsNorm { x: residual, weight: n1, out: x, eps: 1e-5 }),
             _ => p.push(AddRmsNorm { residual, delta, weight: n1, out: x, eps: 1e-5 }),
         }
         p.push(QkvRopeStore {
-            x, wq, wk, wv, bias: None, norm: None, eps: 1e-5, rope, rope_dim: DIM, pairing: Pairing::Interleaved,
-            slot_mapping, k_cache, v_cache, q, k, v, heads: HEADS, kv_heads: KV_HEADS, head_dim: DIM,
+            x,
+            wq,
+            wk,
+            wv,
+            bias: None,
+            norm: None,
+            eps: 1e-5,
+            rope,
+            rope_dim: DIM,
+            pairing: Pairing::Interleaved,
+            slot_mapping,
+            k_cache,
+            v_cache,
+            q,
+            k,
+            v,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: DIM,
         });
         p.push(Attention {
-            q, k_cache, v_cache, positions, row_seq, block_tables, out: attended,
-            heads: HEADS, kv_heads: KV_HEADS, head_dim: DIM, scale: 0.125, window: None,
+            q,
+            k_cache,
+            v_cache,
+            positions,
+            row_seq,
+            block_tables,
+            out: attended,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: DIM,
+            scale: 0.125,
+            window: None,
         });
         p.push(Linear { x: attended, w: wo, bias: None, out: delta, space: RowSpace::Batch });
         p.push(AddRmsNorm { residual, delta, weight: n2, out: x, eps: 1e-5 });
@@ -105,7 +139,8 @@ impl Bench {
         for decl in program.slots.iter().filter(|d| d.role != Role::Scratch) {
             let buffer = match decl.elem {
                 Elem::Weight(format) => {
-                    let bytes = encoded.entry((format, decl.shape.clone())).or_insert_with(|| noise(format, decl.len()));
+                    let bytes =
+                        encoded.entry((format, decl.shape.clone())).or_insert_with(|| noise(format, decl.len()));
                     backend.load(decl, bytes)
                 }
                 _ => backend.alloc(decl),
@@ -177,7 +212,6 @@ impl Bench {
 
 /// Seconds that this thread has run, where the system tells.
 fn processor_time() -> Option<f64> {
-    if true { return Some(ponder_engine::backend::cpu::devtime()); }
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     Some(text.split_whitespace().next()?.parse::<f64>().ok()? / 1e9)
 }
@@ -205,7 +239,15 @@ fn kernels(level: Level, format: Format) {
     let x = x.as_ptr().wrapping_add(x.as_ptr().align_offset(64));
     for rows in (0..=max_tile(level).ilog2()).map(|i| 1 << i) {
         let kernel = tile_fn(level, format, rows);
-        let args = TileArgs { panels: panels.as_ptr(), panel_bytes: shape.panel_bytes(), count: n / 16, x, k, out: out.as_mut_ptr(), stride: n };
+        let args = TileArgs {
+            panels: panels.as_ptr(),
+            panel_bytes: shape.panel_bytes(),
+            count: n / 16,
+            x,
+            k,
+            out: out.as_mut_ptr(),
+            stride: n,
+        };
         let used = processor_time();
         let begun = Instant::now();
         let mut best = f64::INFINITY;
@@ -221,7 +263,12 @@ fn kernels(level: Level, format: Format) {
         }
         let mean = used.zip(processor_time()).map_or(best, |(a, b)| (b - a) / calls as f64);
         let macs = (rows * n * k) as f64;
-        println!("kernel {format}, {rows} rows: {:.1} GMAC/s at best, {:.1} on average, {:.1} GB/s", macs / best / 1e9, macs / mean / 1e9, shape.bytes() as f64 / best / 1e9);
+        println!(
+            "kernel {format}, {rows} rows: {:.1} GMAC/s at best, {:.1} on average, {:.1} GB/s",
+            macs / best / 1e9,
+            macs / mean / 1e9,
+            shape.bytes() as f64 / best / 1e9
+        );
     }
 }
 
@@ -240,7 +287,9 @@ fn main() {
     bench.step(8, 64, 0, SampleRow::default()); // fills the caches
     bench.step(8, 64, 64, SampleRow::default());
     if args.iter().any(|a| a == "profile") {
-        for (seqs, per, position, repeats) in [(1, 512, 0, 8), (1, 1, 10, 100), (1, 1, 100, 100), (1, 1, 500, 100), (8, 1, 100, 30)] {
+        for (seqs, per, position, repeats) in
+            [(1, 512, 0, 8), (1, 1, 10, 100), (1, 1, 100, 100), (1, 1, 500, 100), (8, 1, 100, 30)]
+        {
             bench.step(seqs, per, position, SampleRow::default());
             bench.profile(&format!("{seqs} x {per} at {position}"), repeats);
         }
@@ -250,12 +299,21 @@ fn main() {
     let body = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_HEADS * DIM + 3 * HIDDEN * FFN);
     let head = VOCAB * HIDDEN;
     let bytes = body / format.block_len() * format.block_bytes() + head / 32 * 34;
-    println!("memory {:.1} GB/s; weights {:.1} MB: at best {:.0} tokens/s", bandwidth / 1e9, bytes as f64 / 1e6, bandwidth / bytes as f64);
+    println!(
+        "memory {:.1} GB/s; weights {:.1} MB: at best {:.0} tokens/s",
+        bandwidth / 1e9,
+        bytes as f64 / 1e6,
+        bandwidth / bytes as f64
+    );
     let greedy = SampleRow::default();
     bench.step(1, 512, 0, greedy);
     for position in [16, 500, 2000] {
         let t = bench.best(400, 1, 1, position, greedy);
-        println!("decode at {position}: {:.0} tokens/s, {:.0}% of memory", 1.0 / t, 100.0 * bytes as f64 / t / bandwidth);
+        println!(
+            "decode at {position}: {:.0} tokens/s, {:.0}% of memory",
+            1.0 / t,
+            100.0 * bytes as f64 / t / bandwidth
+        );
     }
     let one = bench.best(400, 1, 1, 100, greedy);
     for seqs in [2, 4, 8] {

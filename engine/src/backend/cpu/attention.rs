@@ -123,7 +123,10 @@ impl Attention {
         let floats = State::floats(self.keys.head_dim);
         let splits = (self.max_blocks * self.keys.block_size).div_ceil(SPLIT);
         // SAFETY: `partial_rows` rows have room for every head and split.
-        State::new(unsafe { self.partials.at(((row * self.heads + head) * splits + split) * floats) }, self.keys.head_dim)
+        State::new(
+            unsafe { self.partials.at(((row * self.heads + head) * splits + split) * floats) },
+            self.keys.head_dim,
+        )
     }
     /// The splits that a row sees.
     fn splits(&self, row: usize) -> std::ops::Range<usize> {

@@ -124,10 +124,19 @@ impl Matrix {
     ///
     /// # Safety
     /// The input was prepared, and `out` is the tile's first row (of the first column of panel 0).
-    pub unsafe fn run(&self, input: &Input, (start, len): (usize, usize), panels: (usize, usize), out: *mut f32, stride: usize) {
+    pub unsafe fn run(
+        &self,
+        input: &Input,
+        (start, len): (usize, usize),
+        panels: (usize, usize),
+        out: *mut f32,
+        stride: usize,
+    ) {
         let x = input.tile_at(self.shape.format, start);
         // SAFETY: the caller's promise.
-        unsafe { run_panels(self.kernels[len.ilog2() as usize], &self.shape, self.weights.0, panels, x, len, out, stride) }
+        unsafe {
+            run_panels(self.kernels[len.ilog2() as usize], &self.shape, self.weights.0, panels, x, len, out, stride)
+        }
     }
 }
 

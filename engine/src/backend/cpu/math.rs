@@ -110,7 +110,13 @@ mod tests {
                     let u = (step * 16 + i) as f32 / 64000.0;
                     match which {
                         0 => -80.0 + 160.0 * u,
-                        1 => if step % 2 == 0 { 1.0 - u / 1e4 } else { (u + 1e-6) * 40.0 },
+                        1 => {
+                            if step % 2 == 0 {
+                                1.0 - u / 1e4
+                            } else {
+                                (u + 1e-6) * 40.0
+                            }
+                        }
                         _ => -12.0 + 24.0 * u,
                     }
                 });
@@ -118,7 +124,9 @@ mod tests {
                 for (i, x) in x.into_iter().enumerate() {
                     let want = exact(x as f64);
                     if want.abs() > 1e-30 {
-                        worst = worst.max((all[0][i] as f64 - want).abs() / if which < 2 { want.abs() } else { want.abs().max(1e-3) });
+                        worst = worst.max(
+                            (all[0][i] as f64 - want).abs() / if which < 2 { want.abs() } else { want.abs().max(1e-3) },
+                        );
                     }
                     assert!(all.iter().all(|a| a[i].to_bits() == all[0][i].to_bits()), "function {which} at {x}");
                 }

@@ -159,9 +159,9 @@ fn stored_quants(format: Format, block: &[u8], j: usize) -> [u8; GROUP] {
         Format::Q5_0 => fives(&block[2..6], &block[6..]),
         Format::Q5_1 => fives(&block[4..8], &block[8..]),
         Format::Q4K => std::array::from_fn(|i| block[16 + j / 2 * 32 + i] >> (j % 2 * 4) & 15),
-        Format::Q5K => std::array::from_fn(|i| {
-            (block[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15) | (block[16 + i] >> j & 1) << 4
-        }),
+        Format::Q5K => {
+            std::array::from_fn(|i| (block[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15) | (block[16 + i] >> j & 1) << 4)
+        }
         Format::Q6K => {
             let (half, run) = (j / 4, j % 4);
             std::array::from_fn(|i| {
@@ -256,7 +256,6 @@ fn decode_group(format: Format, header: &[u8], scales: &[u8], lane: usize, q: &[
         Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats have no groups"),
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -141,7 +141,10 @@ pub fn compile(program: &Program, bound: &Bound<Buffer>, level: Level, threads: 
                 let buffer = found.cloned().ok_or_else(missing)?;
                 if buffer.0.decl.elem != decl.elem || buffer.0.decl.len() < decl.len() {
                     let have = &buffer.0.decl;
-                    return Err(reject(format!("slot {:?} of {} is {decl:?}, bound to {have:?}", decl.name, program.name)));
+                    return Err(reject(format!(
+                        "slot {:?} of {} is {decl:?}, bound to {have:?}",
+                        decl.name, program.name
+                    )));
                 }
                 buffer
             }

@@ -275,9 +275,12 @@ mod tests {
                 });
                 assert!(failed.unwrap_err().contains("item 57 is bad"));
                 let sum = AtomicUsize::new(0);
-                pool.run(&|w| w.phase(10, 3, |r| {
-                    sum.fetch_add(r.len(), Ordering::Relaxed);
-                })).unwrap();
+                pool.run(&|w| {
+                    w.phase(10, 3, |r| {
+                        sum.fetch_add(r.len(), Ordering::Relaxed);
+                    })
+                })
+                .unwrap();
                 assert_eq!(sum.load(Ordering::Relaxed), 10);
             }
         }

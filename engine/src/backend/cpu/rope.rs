@@ -42,8 +42,12 @@ impl Heads {
     /// The second half of a [`op::QkvRopeStore`].
     pub fn qkv(b: &Builder<'_>, o: &op::QkvRopeStore) -> Self {
         let norm = |i: usize| o.norm.map(|n| b.ptr(n[i]));
-        let kind = |x, heads, norm, rotate, cache: Option<Slot>| {
-            Kind { x: b.ptr(x), heads, norm, rotate, cache: cache.map(|c| Cache::new(b, c)) }
+        let kind = |x, heads, norm, rotate, cache: Option<Slot>| Kind {
+            x: b.ptr(x),
+            heads,
+            norm,
+            rotate,
+            cache: cache.map(|c| Cache::new(b, c)),
         };
         let kinds = vec![
             kind(o.q, o.heads, norm(0), true, None),

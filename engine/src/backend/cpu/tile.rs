@@ -171,7 +171,12 @@ impl<Q: Quant, const T: usize> Tile for Integer<Q, T> {
 /// # Safety
 /// `w` is a panel of `groups` groups, `x` a tile `[groups][T]`.
 #[inline(always)]
-unsafe fn panel_sums<S: Isa, Q: Quant, const T: usize>(s: S, mut w: *const u8, mut x: *const RowGroup, groups: usize) -> [S::F; T] {
+unsafe fn panel_sums<S: Isa, Q: Quant, const T: usize>(
+    s: S,
+    mut w: *const u8,
+    mut x: *const RowGroup,
+    groups: usize,
+) -> [S::F; T] {
     let mut totals = [s.splat(0.0); T];
     let mut header = [s.splat(0.0); 2];
     for g in 0..groups {
@@ -200,12 +205,24 @@ unsafe fn panel_sums<S: Isa, Q: Quant, const T: usize>(s: S, mut w: *const u8, m
 /// # Safety
 /// `x` points at `T` row groups.
 #[inline(always)]
-unsafe fn plane<S: Isa, Q: Quant, const T: usize>(s: S, acc: &mut [S::I; T], q: &[S::I; 8], x: *const RowGroup, plane: usize, from: usize, to: usize) {
+unsafe fn plane<S: Isa, Q: Quant, const T: usize>(
+    s: S,
+    acc: &mut [S::I; T],
+    q: &[S::I; 8],
+    x: *const RowGroup,
+    plane: usize,
+    from: usize,
+    to: usize,
+) {
     for i in from..to {
         for (t, acc) in acc.iter_mut().enumerate() {
             // SAFETY: vector `i` covers bytes `4i..4i+4` of a plane of 32.
             let four = unsafe { (&raw const (*x.add(t)).planes[plane]).cast::<i32>().add(i).read() };
-            *acc = if Q::WIDE { s.dot::<true>(*acc, q[i], s.splat_i(four)) } else { s.dot::<false>(*acc, q[i], s.splat_i(four)) };
+            *acc = if Q::WIDE {
+                s.dot::<true>(*acc, q[i], s.splat_i(four))
+            } else {
+                s.dot::<false>(*acc, q[i], s.splat_i(four))
+            };
         }
     }
 }
@@ -221,7 +238,13 @@ fn finish<S: Isa>(s: S, sum: S::F, scale: S::F, x: &RowGroup, total: S::F) -> S:
 /// # Safety
 /// `x` points at `T` row groups.
 #[inline(always)]
-unsafe fn chain<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: [S::F; 2], x: *const RowGroup, totals: &mut [S::F; T]) {
+unsafe fn chain<S: Isa, Q: Quant, const T: usize>(
+    s: S,
+    q: &[S::I; 8],
+    scales: [S::F; 2],
+    x: *const RowGroup,
+    totals: &mut [S::F; T],
+) {
     // SAFETY: the caller's promise.
     unsafe {
         let sums: [S::I; T] = if T <= 2 {
@@ -275,7 +298,13 @@ fn centre<S: Isa, Q: Quant>(s: S, halves: &[i32; 2], from: usize, to: usize) -> 
 /// # Safety
 /// `x` points at `T` row groups.
 #[inline(always)]
-unsafe fn joined<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], x: *const RowGroup, from: usize, to: usize) -> [S::F; T] {
+unsafe fn joined<S: Isa, Q: Quant, const T: usize>(
+    s: S,
+    q: &[S::I; 8],
+    x: *const RowGroup,
+    from: usize,
+    to: usize,
+) -> [S::F; T] {
     // SAFETY: the caller's promise.
     unsafe {
         let mut high = [s.splat_i(0); T];
@@ -295,7 +324,13 @@ unsafe fn joined<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], x: *cons
 /// # Safety
 /// `x` points at `T` row groups.
 #[inline(always)]
-unsafe fn split<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: [S::F; 2], x: *const RowGroup, totals: &mut [S::F; T]) {
+unsafe fn split<S: Isa, Q: Quant, const T: usize>(
+    s: S,
+    q: &[S::I; 8],
+    scales: [S::F; 2],
+    x: *const RowGroup,
+    totals: &mut [S::F; T],
+) {
     // SAFETY: the caller's promise.
     unsafe {
         let sums = joined::<S, Q, T>(s, q, x, 0, 8);
@@ -314,7 +349,13 @@ unsafe fn split<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: [
 /// # Safety
 /// `x` points at `T` row groups.
 #[inline(always)]
-unsafe fn halves<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: [S::F; 2], x: *const RowGroup, totals: &mut [S::F; T]) {
+unsafe fn halves<S: Isa, Q: Quant, const T: usize>(
+    s: S,
+    q: &[S::I; 8],
+    scales: [S::F; 2],
+    x: *const RowGroup,
+    totals: &mut [S::F; T],
+) {
     for (half, scale) in scales.into_iter().enumerate() {
         // SAFETY: the caller's promise.
         unsafe {
@@ -435,7 +476,8 @@ pub unsafe fn run_panels(
     let whole = to.min(shape.n / LANES);
     // SAFETY: the caller's promise; whole panels write 16 columns of `out` each, the last writes a copy.
     unsafe {
-        let args = TileArgs { panels: weights.add(from * panel_bytes), panel_bytes, count: 0, x, k: shape.k, out, stride };
+        let args =
+            TileArgs { panels: weights.add(from * panel_bytes), panel_bytes, count: 0, x, k: shape.k, out, stride };
         if from < whole {
             tile(TileArgs { count: whole - from, out: out.add(from * LANES), ..args });
         }
@@ -445,7 +487,11 @@ pub unsafe fn run_panels(
             tile(TileArgs { panels, count: 1, out: padded.as_mut_ptr(), stride: LANES, ..args });
             for t in 0..rows {
                 let columns = shape.n - whole * LANES;
-                std::ptr::copy_nonoverlapping(padded.as_ptr().add(t * LANES), out.add(t * stride + whole * LANES), columns);
+                std::ptr::copy_nonoverlapping(
+                    padded.as_ptr().add(t * LANES),
+                    out.add(t * stride + whole * LANES),
+                    columns,
+                );
             }
         }
     }

@@ -175,17 +175,23 @@ unsafe impl Isa for Avx2 {
     #[inline(always)]
     fn shl<const N: u32>(self, a: I) -> I {
         // SAFETY: `self` proves the instructions (here and below).
-        unsafe { [_mm256_sll_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_sll_epi32(a[1], _mm_cvtsi32_si128(N as i32))] }
+        unsafe {
+            [_mm256_sll_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_sll_epi32(a[1], _mm_cvtsi32_si128(N as i32))]
+        }
     }
     #[inline(always)]
     fn shr<const N: u32>(self, a: I) -> I {
         // SAFETY: as above.
-        unsafe { [_mm256_srl_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_srl_epi32(a[1], _mm_cvtsi32_si128(N as i32))] }
+        unsafe {
+            [_mm256_srl_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_srl_epi32(a[1], _mm_cvtsi32_si128(N as i32))]
+        }
     }
     #[inline(always)]
     fn sra<const N: u32>(self, a: I) -> I {
         // SAFETY: as above.
-        unsafe { [_mm256_sra_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_sra_epi32(a[1], _mm_cvtsi32_si128(N as i32))] }
+        unsafe {
+            [_mm256_sra_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_sra_epi32(a[1], _mm_cvtsi32_si128(N as i32))]
+        }
     }
     #[inline(always)]
     fn dot<const WIDE: bool>(self, acc: I, w: I, a: I) -> I {
