@@ -1,5 +1,8 @@
 //! How numbers are stored: the weight formats and the KV-cache formats, as rows of two tables.
 
+pub mod decode;
+pub mod encode;
+
 use serde::{Deserialize, Serialize};
 
 /// Storage format of a weight tensor. Quantised formats are the GGUF blocks
