@@ -2,6 +2,10 @@
 
 pub mod config;
 pub mod family;
+pub mod rope;
+pub mod weights;
 
 pub use config::{LocalAttention, ModelConfig, Pairing, Rope, RopeScaling};
 pub use family::{Activation, Family};
+pub use rope::RopeTable;
+pub use weights::{LayerWeight, WeightId};
