@@ -20,7 +20,7 @@ pub const ERROR_TOKEN: u32 = u32::MAX;
 /// Samples one token per live logit row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// `f32 [logit_rows, vocab]`; backends may overwrite it.
+    /// `f32 [logit_rows, vocab]`, left as they are: the host may read them after the launch.
     pub logits: Slot,
     /// [`SampleRow`]s as `u32 [logit_rows, 12]`.
     pub params: Slot,
@@ -215,7 +215,7 @@ impl Sample {
         vec![self.logits, self.params, self.offsets, self.adjust]
     }
     pub(super) fn writes(&self) -> Vec<Slot> {
-        vec![self.logits, self.out]
+        vec![self.out]
     }
 }
 
