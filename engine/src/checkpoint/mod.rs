@@ -274,9 +274,11 @@ impl Checkpoint {
         });
         match bad.iter().min_by_key(|l| &l.name) {
             None => Ok(()),
-            Some(l) => {
-                Err(Error::checkpoint(&self.files[l.file].path, &l.name, "contains NaN or an infinity: the file is damaged"))
-            }
+            Some(l) => Err(Error::checkpoint(
+                &self.files[l.file].path,
+                &l.name,
+                "contains NaN or an infinity: the file is damaged",
+            )),
         }
     }
 }
