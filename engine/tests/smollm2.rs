@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use ponder_engine::checkpoint::Checkpoint;
 use ponder_engine::format::Format;
 use ponder_engine::model::{LayerWeight, WeightId};
+use ponder_engine::text::{Message, RenderOptions};
+use serde_json::Value;
 
 /// The file, or `None` with a message.
 fn smollm2() -> Option<PathBuf> {
@@ -49,4 +51,33 @@ fn tokenises() {
     assert!(typed.len() > 1 && !typed.contains(&1));
     assert_eq!(tokenizer.id_of("<|im_end|>"), Some(2));
     assert!(tokenizer.is_special(2));
+}
+
+/// llama.cpp's own rendering and ids of the oracle's prompts.
+#[test]
+fn prompts_have_the_ids_that_llama_cpp_gives() {
+    let Some(path) = smollm2() else { return };
+    let oracle = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/peers/oracle/greedy.json");
+    let Ok(oracle) = std::fs::read_to_string(oracle) else {
+        println!("SKIP: {oracle} is not there");
+        return;
+    };
+    let oracle: Value = serde_json::from_str(&oracle).expect("JSON");
+    let model = Checkpoint::open(&path).expect("opens");
+    let tokenizer = model.tokenizer().expect("has a tokenizer");
+    let template = model.chat_template().expect("parses").expect("has a template");
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    let ids_of = |v: &Value| -> Vec<u64> { v.as_array().into_iter().flatten().filter_map(Value::as_u64).collect() };
+    let prompts = oracle["prompts"].as_array().expect("a list");
+    assert!(prompts.len() >= 20);
+    for p in prompts {
+        let chat = [Message::new("user", p["prompt"].as_str().expect("a prompt"))];
+        let pieces = template.render(&chat, &options).expect("renders");
+        let rendered: String = pieces.iter().map(|p| p.text()).collect();
+        assert_eq!(rendered, p["templated"].as_str().expect("a rendered prompt"));
+        let ids: Vec<u64> = tokenizer.encode_pieces(&pieces).expect("encodes").into_iter().map(u64::from).collect();
+        assert_eq!(ids, ids_of(&p["prompt_ids"]), "{rendered:?}");
+        let answer: Vec<u32> = ids_of(&p["ids"]).iter().map(|id| *id as u32).collect();
+        assert_eq!(tokenizer.decode(&answer), p["text"].as_str().expect("an answer"));
+    }
 }

@@ -15,10 +15,13 @@ mod guard;
 mod hub;
 mod marks;
 mod pre_tokenizer;
+mod python;
 mod special;
 mod spm;
+mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use marks::Piece;
+pub use template::{ChatTemplate, Message, RenderOptions};
 pub use tokenizer::{MAX_INPUT, Tokenizer};
