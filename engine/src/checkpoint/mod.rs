@@ -18,6 +18,7 @@ use memmap2::Mmap;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::model::{ModelConfig, WeightId};
+use crate::text::Tokenizer;
 
 pub mod gguf;
 mod gguf_config;
@@ -231,6 +232,27 @@ impl Checkpoint {
 
     fn is_hugging_face(&self) -> bool {
         matches!(self.source, Source::HuggingFace(_))
+    }
+
+    /// The tokenizer, built anew at each call.
+    ///
+    /// # Errors
+    /// If the vocabulary is missing, inconsistent, of an unsupported kind, or larger than the embedding.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let (path, built) = match &self.source {
+            Source::Gguf(g) => (self.files[0].path.clone(), Tokenizer::from_gguf(g, &self.files[0].map)),
+            Source::HuggingFace(folder) => {
+                let path = folder.tokenizer_path();
+                let text = hf::read_text(&path)?;
+                (path, Tokenizer::from_json(&text))
+            }
+        };
+        let tokenizer = built.map_err(|f| Error::checkpoint(&path, f.field, f.message))?;
+        let (tokens, rows) = (tokenizer.vocab_size(), self.config.vocab);
+        if tokens > rows {
+            return Err(Error::checkpoint(path, "vocabulary", format!("{tokens} tokens, the embedding has {rows} rows")));
+        }
+        Ok(tokenizer)
     }
 
     /// Bytes of all weight files together.
