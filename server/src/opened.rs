@@ -1,16 +1,14 @@
 //! A model that was opened and checked, with nothing of it loaded yet: prompts can be tokenised and
 //! refused, and the memory plan can be read, before the first gigabyte moves.
 
-use std::sync::Arc;
-
 use ponder_engine::backend::{Backend, DeviceInfo, DeviceKind};
 use ponder_engine::checkpoint::Checkpoint;
 use ponder_engine::model::runner::ModelRunner;
-use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
 
 use crate::memory::{Sizing, free_main_memory, size};
 use crate::options::EngineOptions;
+use crate::prompt::Prompter;
 
 /// What a load reports.
 #[derive(Clone, Debug)]
@@ -37,8 +35,8 @@ pub struct Opened {
     pub options: EngineOptions,
     /// Its files.
     pub checkpoint: Checkpoint,
-    /// Its tokenizer.
-    pub tokenizer: Arc<Tokenizer>,
+    /// Turns prompts into its tokens.
+    pub prompter: Prompter,
 }
 
 impl Opened {
@@ -49,19 +47,8 @@ impl Opened {
     pub fn open(options: EngineOptions) -> Result<Self> {
         options.validate()?;
         let checkpoint = Checkpoint::open(&options.model)?;
-        let tokenizer = Arc::new(checkpoint.tokenizer()?);
-        Ok(Self { options, checkpoint, tokenizer })
-    }
-
-    /// The tokens of plain text, after BOS where the model begins texts with it.
-    ///
-    /// # Errors
-    /// Those of the tokenizer.
-    pub fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
-        let generation = &self.checkpoint.generation;
-        let mut tokens: Vec<u32> = generation.bos.filter(|_| generation.add_bos).into_iter().collect();
-        tokens.extend(self.tokenizer.encode(text)?);
-        Ok(tokens)
+        let prompter = Prompter::new(&checkpoint)?;
+        Ok(Self { options, checkpoint, prompter })
     }
 
     /// The memory plan on `device`.
@@ -72,6 +59,17 @@ impl Opened {
         let main = matches!(device.kind, DeviceKind::Cpu | DeviceKind::SoftwareGpu);
         let free = if main { free_main_memory() } else { device.memory_bytes };
         size(&self.options, &self.checkpoint.config, self.checkpoint.weight_bytes(), free)
+    }
+
+    /// The memory plan on `device`, and the certainty that all weights are numbers.
+    ///
+    /// # Errors
+    /// If it does not fit, or if a weight is NaN or infinite.
+    pub fn checked_sizing(&self, device: &DeviceInfo) -> Result<Sizing> {
+        let sizing = self.sizing(device)?;
+        self.checkpoint.check_finite(self.options.threads())?;
+        self.checkpoint.forget_pages();
+        Ok(sizing)
     }
 
     /// Refuses a prompt that can never run with these options.
@@ -95,8 +93,7 @@ impl Opened {
         make: impl Fn() -> Result<B>,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<ModelRunner<B>> {
-        let sizing = self.sizing(info)?;
-        self.checkpoint.check_finite(self.options.threads())?;
+        let sizing = self.checked_sizing(info)?;
         progress(LoadProgress::Planned { device: describe(info), sizing: sizing.clone() });
         let mut weights = |done, total| progress(LoadProgress::Weights { done, total });
         ModelRunner::load(make()?, &self.checkpoint, sizing.runner, &mut weights)

@@ -27,15 +27,16 @@ pub struct DevicesArgs {
 /// Prints.
 pub fn devices(args: &DevicesArgs) -> Result<()> {
     let found = backends::list();
-    let auto = backends::auto(&found);
+    let auto = backends::preferred(&found);
+    let is_auto = |d: &DeviceInfo| auto.is_some_and(|a| std::ptr::eq(a, d));
     if args.json {
-        let devices: Vec<Value> = found.iter().enumerate().map(|(i, d)| as_json(d, i == auto)).collect();
+        let devices: Vec<Value> = found.iter().map(|d| as_json(d, is_auto(d))).collect();
         super::print_json(&json!({ "devices": devices }));
         return Ok(());
     }
     let mut out = String::new();
-    for (i, d) in found.iter().enumerate() {
-        let mark = if i == auto { '*' } else { ' ' };
+    for d in &found {
+        let mark = if is_auto(d) { '*' } else { ' ' };
         let memory = d.memory_bytes.map(|m| format!(", {}", bytes_in_words(m))).unwrap_or_default();
         writeln!(out, "{mark} {:<5} {} ({}{memory})", d.backend, d.name, kind(d.kind))?;
         if !d.features.is_empty() {

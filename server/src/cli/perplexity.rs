@@ -48,7 +48,7 @@ pub fn perplexity(args: PerplexityArgs) -> Result<()> {
     let text = String::from_utf8(bytes).map_err(|_| Error::checkpoint(&args.file, "text", "is not UTF-8"))?;
     let opened = Opened::open(options)?;
     // As llama.cpp reads files: one newline at the end is not part of the text.
-    let tokens = opened.text_tokens(text.strip_suffix('\n').unwrap_or(&text))?;
+    let tokens = opened.prompter.text_tokens(text.strip_suffix('\n').unwrap_or(&text))?;
     if tokens.len() < args.context {
         let why = format!("{} tokens, less than one window of {}; lower --context", tokens.len(), args.context);
         return Err(Error::checkpoint(&args.file, "text", why).into());
@@ -86,7 +86,7 @@ impl WithBackend for Measure<'_> {
     fn with<B: Backend>(
         self,
         info: DeviceInfo,
-        make: impl Fn() -> ponder_engine::Result<B> + Send + 'static,
+        make: impl Fn() -> ponder_engine::Result<B> + Send + Sync + 'static,
     ) -> ponder_engine::Result<Measured> {
         let mut loading = Loading::new(self.output);
         let mut runner = self.opened.runner(&info, make, |p| loading.show(p))?;
