@@ -93,10 +93,9 @@ mod tests {
             prop_assert_eq!(joined, String::from_utf8_lossy(&input));
         }
         #[test]
-        fn text_never_shows_a_replacement(text in "\\PC{0,32}") {
+        fn text_comes_back(text in "\\PC{0,32}") {
             let mut d = Detokenizer::new(bytes(), false);
             let shown: Vec<String> = text.bytes().map(|b| d.push(b.into())).collect();
-            prop_assert!(!shown.iter().any(|s| s.contains('\u{fffd}') && !text.contains('\u{fffd}')));
             prop_assert_eq!(shown.concat(), text);
         }
     }
