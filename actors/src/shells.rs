@@ -74,6 +74,7 @@ impl SchedulerActor {
     }
     fn apply_step(&mut self, message: ApplyStep) -> Vec<Event> {
         let events = self.scheduler.apply(&message.settled);
+        self.tracer.step_done(message.settled.device_time);
         for seq in &message.settled.preempted {
             self.enter(*seq, LifePhase::Queued);
         }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ponder_engine::request::SeqId;
@@ -66,11 +66,22 @@ pub struct Tracer {
     start: Instant,
     listening: AtomicBool,
     records: Mutex<Vec<Record>>,
+    steps: AtomicU64,
+    device_ns: AtomicU64,
+}
+
+/// Counts since the system started, for benchmarks and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTotals {
+    /// Steps whose results were applied.
+    pub steps: u64,
+    /// Time that they spent on the device, from launch to end.
+    pub device_time: Duration,
 }
 
 impl Default for Tracer {
     fn default() -> Self {
-        Self { start: Instant::now(), listening: AtomicBool::new(false), records: Mutex::new(Vec::new()) }
+        Self { start: Instant::now(), listening: AtomicBool::new(false), records: Mutex::new(Vec::new()), steps: AtomicU64::new(0), device_ns: AtomicU64::new(0) }
     }
 }
 
@@ -82,6 +93,16 @@ impl Tracer {
     /// Time since the system started.
     pub fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// Counts of all steps so far.
+    pub fn totals(&self) -> StepTotals {
+        let device_time = Duration::from_nanos(self.device_ns.load(Ordering::Relaxed));
+        StepTotals { steps: self.steps.load(Ordering::Relaxed), device_time }
+    }
+    pub(crate) fn step_done(&self, device_time: Duration) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.device_ns.fetch_add(device_time.as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn push(&self, record: impl FnOnce() -> Record) {
