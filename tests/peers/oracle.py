@@ -34,8 +34,8 @@ def greedy(peer, prompt):
     # add_special lets the vocabulary decide about BOS and EOS: this model asks for neither.
     ids = peer.post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
     answer = peer.post("/completion", {
-        "prompt": ids, "n_predict": TOKENS, "temperature": 0, "samplers": [], "n_probs": TOP,
-        "return_tokens": True, "cache_prompt": False,
+        "prompt": ids, "n_predict": TOKENS, "temperature": 0, "samplers": ["top_k"], "top_k": 1,
+        "n_probs": TOP, "return_tokens": True, "cache_prompt": False,
     })
     steps = [
         {"id": step["id"], "top": [[other["id"], round(other["logprob"], 5)] for other in step["top_logprobs"]]}
@@ -43,7 +43,7 @@ def greedy(peer, prompt):
     ]
     parted = [n for n, step in enumerate(steps) if step["id"] != step["top"][0][0]]
     if parted:
-        say(f"  steps {parted} are not the most likely token: the server did not decode greedily")
+        die(f"the server did not decode greedily: at steps {parted} its token is not the likeliest")
     return {
         "prompt": prompt,
         "templated": text,
