@@ -68,7 +68,10 @@ def ponder(binary, command, *arguments, timeout=600):
     if "--" in call:
         call.remove("--json")
         call.insert(2, "--json")
-    done = subprocess.run(call, capture_output=True, text=True, timeout=timeout)
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{' '.join(call[:2])} took longer than {timeout} seconds") from None
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(call[:2])} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
     return json.loads(done.stdout)

