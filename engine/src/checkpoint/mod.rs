@@ -291,6 +291,17 @@ impl Checkpoint {
         self.weights.values().map(|l| l.range.len() as u64).sum()
     }
 
+    /// Tells the system that the mapped pages are not needed now: they stop counting as resident memory, and
+    /// are read again if they are.
+    pub fn forget_pages(&self) {
+        #[cfg(unix)]
+        for file in &self.files {
+            // SAFETY: the map is shared and read-only, so a dropped page comes back with the file's contents.
+            // A refusal changes nothing but the memory in use.
+            let _ = unsafe { file.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// Everything that the files say about the model, as `(key, value)`, long arrays shortened.
     pub fn metadata(&self) -> Vec<(String, String)> {
         match &self.source {

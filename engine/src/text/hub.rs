@@ -30,7 +30,7 @@ struct Added {
 
 impl Tokenizer {
     /// Builds the tokenizer from the text of a `tokenizer.json`.
-    pub(crate) fn from_json(text: &str) -> Result<Tokenizer> {
+    pub fn from_json(text: &str) -> Result<Tokenizer> {
         let mut json: Json = serde_json::from_str(text).map_err(|e| Fault::new("JSON", e.to_string()))?;
         let added = added_tokens(&mut json)?;
         let spelling = spelling(&json)?;

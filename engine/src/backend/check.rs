@@ -1,0 +1,169 @@
+//! What every backend must show: agreement with the oracle op by op, and rows that do not change
+//! with their neighbours, their number or the row bucket.
+
+use std::collections::HashMap;
+
+use super::reference::ReferenceBackend;
+use super::{Backend, Bound, cast_vec};
+use crate::error::{DeviceFault, Error, Result};
+use crate::op::lower::lower;
+use crate::op::problem::{Problem, problems};
+use crate::program::{Program, Role};
+
+/// Runs a problem; returns the bytes of its outputs.
+pub fn run<B: Backend>(backend: &mut B, problem: &Problem) -> Result<Vec<Vec<u8>>> {
+    let mut bound: Bound<B::Buffer> = HashMap::new();
+    let mut plans = Vec::new();
+    for program in &problem.programs {
+        let lowered = lower(program, |op| backend.supports(op));
+        bind(backend, problem, &lowered, &mut bound)?;
+        plans.push(backend.compile(&lowered, &bound)?);
+    }
+    for (program, inputs) in &problem.launches {
+        for (name, bytes) in inputs {
+            backend.write(&bound[name], bytes)?;
+        }
+        let pending = backend.launch(&plans[*program])?;
+        backend.wait(pending)?;
+    }
+    let mut outputs = Vec::new();
+    for expected in &problem.outputs {
+        let mut out = vec![0u8; expected.len * 4];
+        backend.read(&bound[&expected.slot], &mut out)?;
+        outputs.push(out);
+    }
+    Ok(outputs)
+}
+
+/// Buffers for the slots of `program`. Weights and caches are shared between the programs of a problem;
+/// inputs of a later program are its own.
+fn bind<B: Backend>(
+    backend: &mut B,
+    problem: &Problem,
+    program: &Program,
+    bound: &mut Bound<B::Buffer>,
+) -> Result<()> {
+    for decl in &program.slots {
+        let buffer = match decl.role {
+            Role::Scratch => continue,
+            Role::Kv if bound.contains_key(&decl.name) => continue,
+            Role::Weight => backend.load(decl, &problem.weights[&decl.name])?,
+            Role::Input if decl.name == "live" && bound.contains_key("live") => continue,
+            _ => backend.alloc(decl)?,
+        };
+        bound.insert(decl.name.clone(), buffer);
+    }
+    Ok(())
+}
+
+/// Compares `backend` with the oracle on every problem at some numbers of rows.
+/// Returns how many problems ran; the error names each that disagrees.
+pub fn agrees_with_reference<B: Backend>(backend: &mut B) -> Result<usize> {
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for (rows, live) in [(1, 1), (8, 7), (32, 19)] {
+        for problem in problems(rows, live) {
+            count += 1;
+            let want = run(&mut ReferenceBackend::default(), &problem)?;
+            match run(backend, &problem) {
+                Err(error) => failures.push(format!("{} ({live} of {rows} rows): {error}", problem.name)),
+                Ok(got) => failures.extend(differences(&problem, &want, &got, rows, live)),
+            }
+        }
+    }
+    verdict(backend, failures, count)
+}
+
+/// One line for each output of a problem that differs too much, or that says nothing.
+fn differences(problem: &Problem, want: &[Vec<u8>], got: &[Vec<u8>], rows: usize, live: usize) -> Vec<String> {
+    let mut out = Vec::new();
+    for ((expected, want), got) in problem.outputs.iter().zip(want).zip(got) {
+        let place = format!("{}: {} ({live} of {rows} rows)", problem.name, expected.slot);
+        let Some(tolerance) = expected.tolerance else {
+            if want != got {
+                let ids = cast_vec::<u32>;
+                out.push(format!("{place}: ids {:?}, not {:?}", ids(got), ids(want)));
+            }
+            continue;
+        };
+        let (want, got): (Vec<f32>, Vec<f32>) = (cast_vec(want), cast_vec(got));
+        let max = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(max > 0.0 && want.iter().all(|v| v.is_finite()), "{place}: the reference says nothing");
+        let worst = want.iter().zip(&got).enumerate().map(|(i, (w, g))| (i, (w - g).abs()));
+        let worst = worst.fold((0, 0f32), |a, b| if b.1 > a.1 || b.1.is_nan() { b } else { a });
+        if !(worst.1 as f64 <= tolerance * max as f64) {
+            let i = worst.0;
+            out.push(format!(
+                "{place}: row {} column {}: {} instead of {} (off by {:.1e} of the largest, allowed {tolerance:.0e})",
+                i / expected.width,
+                i % expected.width,
+                got[i],
+                want[i],
+                worst.1 / max
+            ));
+        }
+    }
+    out
+}
+
+/// Checks that a row's bits are the same at every number of live rows and in every row bucket.
+pub fn rows_are_independent<B: Backend>(backend: &mut B) -> Result<usize> {
+    let mut failures = Vec::new();
+    let mut count = 0;
+    let widest: Vec<(Problem, Vec<Vec<u8>>)> = problems(64, 40)
+        .into_iter()
+        .map(|p| run(backend, &p).map(|out| (p, out)))
+        .collect::<Result<_>>()?;
+    for (rows, live) in [(1, 1), (2, 2), (4, 3), (8, 5), (16, 16), (64, 1), (64, 33)] {
+        for (problem, (_, wide)) in problems(rows, live).iter().zip(&widest) {
+            if problem.name == "gather rows" {
+                continue; // its rows are gathered from the end, so they differ by design
+            }
+            count += 1;
+            let got = run(backend, problem)?;
+            for ((expected, got), wide) in problem.outputs.iter().zip(&got).zip(wide) {
+                if got[..] != wide[..got.len()] {
+                    failures.push(format!("{}: {}: {live} of {rows} rows against 40 of 64", problem.name, expected.slot));
+                }
+            }
+        }
+    }
+    verdict(backend, failures, count)
+}
+
+fn verdict<B: Backend>(backend: &B, failures: Vec<String>, count: usize) -> Result<usize> {
+    if failures.is_empty() {
+        return Ok(count);
+    }
+    let what = format!("{} of {count} problems differ:\n  {}", failures.len(), failures.join("\n  "));
+    Err(Error::Device { device: backend.info().name.clone(), what: DeviceFault::Rejected(what) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oracle_agrees_with_itself_lowered_or_not() {
+        // Also shows that every problem runs, and that `fused == lowered` where the oracle is both.
+        let mut failures = Vec::new();
+        for problem in problems(8, 7) {
+            let fused = run(&mut ReferenceBackend::default(), &problem).unwrap();
+            let mut small = problem.clone();
+            small.programs.iter_mut().for_each(|p| *p = lower(p, |op| !op.is_fused()));
+            let lowered = run(&mut ReferenceBackend::default(), &small).unwrap();
+            failures.extend(differences(&problem, &fused, &lowered, 8, 7));
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    #[test]
+    fn a_wrong_answer_is_noticed() {
+        let problem = problems(8, 7).into_iter().find(|p| p.name.starts_with("linear Q4_1")).unwrap();
+        let want = run(&mut ReferenceBackend::default(), &problem).unwrap();
+        let mut wrong = problem.clone();
+        wrong.weights.get_mut("w").unwrap()[7] ^= 0x11;
+        let got = run(&mut ReferenceBackend::default(), &wrong).unwrap();
+        assert_eq!(differences(&problem, &want, &got, 8, 7).len(), 1);
+    }
+}
