@@ -200,3 +200,17 @@ pub fn generation(gguf: &Gguf, bytes: &[u8], vocab: usize) -> Result<GenerationD
         repetition_penalty: keys.positive_opt("general.sampling.penalty_repeat")?,
     })
 }
+
+/// The texts of the beginning and end tokens, which chat templates call `bos_token` and `eos_token`.
+pub fn bos_eos_text<'a>(gguf: &Gguf, bytes: &'a [u8]) -> Result<(&'a str, &'a str)> {
+    let keys = Keys::Gguf(gguf, bytes, "");
+    let text = |key: &str| -> Result<&'a str> {
+        let Some(id) = keys.int_opt(key, 0..=*limits::VOCAB.end())? else { return Ok("") };
+        let Some(Value::Array(tokens)) = gguf.get(bytes, "tokenizer.ggml.tokens") else { return Ok("") };
+        match tokens.iter().nth(id) {
+            Some(Value::Str(text)) => Ok(text),
+            _ => Err(keys.fault(key, format!("{id} is no token"))),
+        }
+    };
+    Ok((text("tokenizer.ggml.bos_token_id")?, text("tokenizer.ggml.eos_token_id")?))
+}

@@ -92,11 +92,6 @@ impl Folder {
         self.path.join("tokenizer.json")
     }
 
-    /// `tokenizer_config.json`, or null.
-    pub fn tokenizer_config(&self) -> &Json {
-        &self.tokenizer_config
-    }
-
     /// The chat template: `chat_template.jinja`, else the one of `tokenizer_config.json` (of several, "default").
     pub fn chat_template(&self) -> Result<Option<String>> {
         let file = self.path.join("chat_template.jinja");

@@ -18,6 +18,7 @@ use memmap2::Mmap;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::model::{ModelConfig, WeightId};
+use crate::text::{ChatTemplate, Tokenizer};
 
 pub mod gguf;
 mod gguf_config;
@@ -233,6 +234,53 @@ impl Checkpoint {
         matches!(self.source, Source::HuggingFace(_))
     }
 
+    /// The tokenizer, built anew at each call.
+    ///
+    /// # Errors
+    /// If the vocabulary is missing, inconsistent, of an unsupported kind, or larger than the embedding.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let (path, built) = match &self.source {
+            Source::Gguf(g) => (self.files[0].path.clone(), Tokenizer::from_gguf(g, &self.files[0].map)),
+            Source::HuggingFace(folder) => {
+                let path = folder.tokenizer_path();
+                let text = hf::read_text(&path)?;
+                (path, Tokenizer::from_json(&text))
+            }
+        };
+        let tokenizer = built.map_err(|f| Error::checkpoint(&path, f.field, f.message))?;
+        let (tokens, rows) = (tokenizer.vocab_size(), self.config.vocab);
+        if tokens > rows {
+            return Err(Error::checkpoint(
+                path,
+                "vocabulary",
+                format!("{tokens} tokens, the embedding has {rows} rows"),
+            ));
+        }
+        Ok(tokenizer)
+    }
+
+    /// The chat template, if the files have one.
+    ///
+    /// # Errors
+    /// If it does not parse, or the key that should hold it holds something else.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match &self.source {
+            Source::Gguf(g) => {
+                let map = &self.files[0].map;
+                let fault = |f: Fault| Error::checkpoint(&self.files[0].path, f.field, f.message);
+                let keys = keys::Keys::Gguf(g, map, "");
+                let Some(source) = keys.str_opt("tokenizer.chat_template").map_err(fault)? else { return Ok(None) };
+                let (bos, eos) = gguf_config::bos_eos_text(g, map).map_err(fault)?;
+                ChatTemplate::new(source, bos, eos).map(Some)
+            }
+            Source::HuggingFace(folder) => {
+                let Some(source) = folder.chat_template()? else { return Ok(None) };
+                let text = |key| folder.special_token(key).unwrap_or_default();
+                ChatTemplate::new(&source, text("bos_token"), text("eos_token")).map(Some)
+            }
+        }
+    }
+
     /// Bytes of all weight files together.
     pub fn file_bytes(&self) -> u64 {
         self.files.iter().map(|f| f.map.len() as u64).sum()
@@ -241,6 +289,17 @@ impl Checkpoint {
     /// Bytes of the weights that the model uses.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.values().map(|l| l.range.len() as u64).sum()
+    }
+
+    /// Tells the system that the mapped pages are not needed now: they stop counting as resident memory, and
+    /// are read again if they are.
+    pub fn forget_pages(&self) {
+        #[cfg(unix)]
+        for file in &self.files {
+            // SAFETY: the map is shared and read-only, so a dropped page comes back with the file's contents.
+            // A refusal changes nothing but the memory in use.
+            let _ = unsafe { file.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
     }
 
     /// Everything that the files say about the model, as `(key, value)`, long arrays shortened.

@@ -99,7 +99,7 @@ impl<B: Backend> ModelRunner<B> {
     fn load_weights(&mut self, checkpoint: &Checkpoint, progress: Progress<'_>) -> Result<()> {
         let program = self.program(self.buckets[0].capacity);
         let total: u64 = program.slots.iter().filter(|s| s.role == Role::Weight).map(|s| s.bytes() as u64).sum();
-        let mut done = 0;
+        let (mut done, mut mapped) = (0, 0);
         progress(done, total);
         for id in WeightId::required(&self.config) {
             let name = id.gguf_name();
@@ -114,6 +114,11 @@ impl<B: Backend> ModelRunner<B> {
             };
             self.buffers.insert(name, buffer);
             done += decl.bytes() as u64;
+            // What was read is on the device now: the map need not stay in memory beside it.
+            if done - mapped > 32 << 20 || done == total {
+                checkpoint.forget_pages();
+                mapped = done;
+            }
             progress(done, total);
         }
         Ok(())

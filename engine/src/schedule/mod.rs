@@ -140,6 +140,14 @@ impl Scheduler {
         }
     }
 
+    /// Ends everything in flight.
+    pub fn fail_all(&mut self, reason: &str) -> Vec<Event> {
+        let mut ids: Vec<SeqId> = self.seqs.keys().copied().collect();
+        ids.sort();
+        ids.into_iter().for_each(|id| self.fail(id, reason));
+        self.drain_ended()
+    }
+
     /// Ends that happened between steps.
     pub fn drain_ended(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.ended)
@@ -158,17 +166,26 @@ impl Scheduler {
         self.seqs.get(&id)
     }
 
-    /// The next step; `None` when there is nothing to do.
-    pub fn plan(&mut self, _now: Duration) -> Option<StepPlan> {
-        if self.is_idle() {
+    /// The next step; `None` when there is nothing to do. With `only`, no other sequence runs, and there
+    /// is nothing to do once it has ended.
+    pub fn plan(&mut self, _now: Duration, only: Option<SeqId>) -> Option<StepPlan> {
+        if self.is_idle() || only.is_some_and(|id| !self.seqs.contains_key(&id)) {
             return None;
         }
-        self.admit();
+        match only {
+            Some(id) if !self.running.contains(&id) => {
+                self.waiting.retain(|s| *s != id);
+                self.running.push(id);
+            }
+            Some(_) => {}
+            None => self.admit(),
+        }
         let mut budget = self.options.max_step_tokens;
         let mut plan = StepPlan { id: StepId(self.next_step), ..StepPlan::default() };
         self.next_step += 1;
         for id in &self.running {
-            let share = self.seqs[id].plan(budget.min(self.options.prefill_chunk));
+            let sits_out = only.is_some_and(|only| only != *id);
+            let share = self.seqs[id].plan(if sits_out { 0 } else { budget.min(self.options.prefill_chunk) });
             if share.tokens.is_empty() {
                 plan.idle.push(*id);
             } else {

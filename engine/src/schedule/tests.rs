@@ -83,7 +83,7 @@ impl World {
         }
     }
     fn step(&mut self) -> bool {
-        let Some(plan) = self.scheduler.plan(Duration::ZERO) else { return false };
+        let Some(plan) = self.scheduler.plan(Duration::ZERO, None) else { return false };
         assert!(plan.seqs.iter().map(|s| s.tokens.len()).sum::<usize>() <= 24);
         let reserved = self.pool.reserve(plan);
         self.pool.check().unwrap();
