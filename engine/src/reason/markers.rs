@@ -395,6 +395,42 @@ pub(crate) mod tests {
         assert!(markers.close().starts_with(&plain));
     }
 
+    /// A real tokenizer: bytes, one merge, and think tokens that are not flagged special.
+    #[test]
+    fn a_tokenizer_from_its_file() {
+        let letters: String = (33u8..127).map(char::from).filter(|c| *c != '"' && *c != '\\').collect();
+        let mut vocab: serde_json::Map<String, serde_json::Value> = Default::default();
+        for token in letters.chars().map(String::from).chain(["Ġ".into(), "Ċ".into(), "</".into()]) {
+            vocab.insert(token, vocab.len().into());
+        }
+        let added = |id: usize, text: &str| serde_json::json!({"id": id, "content": text, "special": false});
+        let n = vocab.len();
+        let json = serde_json::json!({
+            "added_tokens": [added(n, "<think>"), added(n + 1, "</think>")],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": vocab, "merges": [["<", "/"]]},
+        });
+        let tokenizer = Tokenizer::from_json(&json.to_string()).map_err(|f| f.message).expect("a sound file");
+        let template = "{{ '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}";
+        let markers = Markers::find(&tokenizer, Some(template), &MarkerTexts::default()).unwrap().unwrap();
+        let newline = tokenizer.encode("\n").unwrap();
+        assert_eq!(markers.close(), [vec![n as u32 + 1], newline.repeat(2)].concat());
+        // Typed by a user: ordinary tokens, and no thinking.
+        let typed =
+            [Piece::Scaffold("<|user|>".into()), Piece::Content("<think>".into()), Piece::Scaffold("\n".into())];
+        assert!(!tokenizer.encode_pieces(&typed).unwrap().contains(&(n as u32)));
+        assert_eq!(markers.start_of(&typed), Start::Fresh);
+        let opened =
+            [Piece::Content("hi".into()), Piece::Scaffold("<|assistant|>".into()), Piece::Scaffold("<think>\n".into())];
+        assert_eq!(markers.start_of(&opened), Start::Thinking);
+        // The same markers spelled out.
+        let given =
+            MarkerTexts { open: Some("<reason>".into()), close: Some("</reason>".into()), ..MarkerTexts::default() };
+        let spelled = Markers::find(&tokenizer, None, &given).unwrap().unwrap();
+        assert_eq!(tokenizer.decode(spelled.close()), "</reason>");
+    }
+
     #[test]
     fn a_model_that_does_not_think() {
         assert_eq!(Markers::find(&toy(&[]), Some("{{ messages }}"), &MarkerTexts::default()).unwrap(), None);

@@ -231,7 +231,7 @@ impl Scheduler {
         while let Some(id) = self.waiting.front().copied() {
             let wanted = blocks_of(&self.seqs[&id]);
             let alone = self.running.is_empty();
-            let seat = self.running.len() < self.options.max_seqs && !(self.preempted_last && !alone);
+            let seat = self.running.len() < self.options.max_seqs && (alone || !self.preempted_last);
             if !seat || (wanted > free && !alone) {
                 break;
             }

@@ -63,9 +63,9 @@ impl Witness {
             };
             let (mut said, mut guesses) = (Vec::new(), Vec::new());
             for i in 0..=seq.max_drafts {
-                let token = self.next(seq.seq, &slot, end + i, sample);
+                let token = self.next(seq.seq, slot, end + i, sample);
                 said.push(token);
-                let wrong = threefry2x32([9, end as u32], [i as u32, token])[0] % 4 == 0;
+                let wrong = threefry2x32([9, end as u32], [i as u32, token])[0].is_multiple_of(4);
                 if i == seq.max_drafts {
                     break;
                 }

@@ -21,7 +21,7 @@ fn thinker(id: u64, start: Start, budget: Option<usize>, max_tokens: usize) -> R
     let mut request = request(id, 5 + (id as usize * 7) % 20, max_tokens);
     request.params.thinking_token_budget = budget;
     request.params.answer_reserve = Some(3);
-    let landing = (id % 3 == 0).then(|| Landing { tokens: vec![20, 21], at: 0.8 });
+    let landing = id.is_multiple_of(3).then(|| Landing { tokens: vec![20, 21], at: 0.8 });
     let loops = Some(LoopOptions { max_period: 4, ..LoopOptions::default() });
     request.thinking = Some(Arc::new(Thinking { landing, loops, ..Thinking::new(markers(), start) }));
     request
