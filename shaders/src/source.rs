@@ -27,7 +27,7 @@ macro_rules! files {
 }
 
 files![
-    "attention", "attention_combine", "copy", "elementwise", "embed", "fold",
+    "attention", "attention_combine", "attention_subgroup", "copy", "elementwise", "embed", "fold",
     "format_BF16", "format_F16", "format_F32", "format_Q4", "format_Q4K", "format_Q5", "format_Q5K", "format_Q6K",
     "format_Q8", "gather", "kv", "linear", "linear_group", "linear_main", "linear_tile", "merge", "mlp", "norm", "qkv", "rope", "rotate",
     "sample", "x",
