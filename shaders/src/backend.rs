@@ -1,8 +1,10 @@
 //! `WgpuBackend`: memory, compilation and launches. One thread owns device and queue.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use ponder_engine::backend::{Backend, Bound, DeviceInfo};
 use ponder_engine::error::{DeviceFault, Error, Result};
@@ -23,6 +25,8 @@ const ROW_BUCKETS: [usize; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
 const READBACK_BYTES: u64 = 64 << 10;
 /// Weights are uploaded in pieces, waiting after so many bytes: staging memory grows until a submission.
 const UPLOAD_BYTES: u64 = 64 << 20;
+/// Compiling every kernel of a program may take minutes on a busy machine with a software driver.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// A wgpu device that runs programs.
 pub struct WgpuBackend {
@@ -32,6 +36,9 @@ pub struct WgpuBackend {
     pipelines: HashMap<Variant, Rc<Pipeline>>,
     /// Pipelines made since the last warm-up.
     cold: bool,
+    /// Scratch by name, the largest so far. Launches follow each other on one queue, and scratch means nothing
+    /// between them, so all plans share it.
+    scratch: RefCell<HashMap<String, wgpu::Buffer>>,
     /// Bound where a kernel has no use for a buffer.
     empty: wgpu::Buffer,
     unsubmitted: u64,
@@ -63,7 +70,13 @@ impl WgpuBackend {
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         });
-        Ok(Self { opened, options, info, pipelines: HashMap::new(), cold: false, empty, unsubmitted: 0 })
+        let (pipelines, scratch) = (HashMap::new(), RefCell::default());
+        Ok(Self { opened, options, info, pipelines, cold: false, scratch, empty, unsubmitted: 0 })
+    }
+
+    /// Loses the device, as a driver may at any time: for tests of recovery.
+    pub fn destroy(&self) {
+        self.opened.device.destroy();
     }
 
     fn error(&self, what: DeviceFault) -> Error {
@@ -85,12 +98,24 @@ impl WgpuBackend {
             )));
         }
         let descriptor = wgpu::BufferDescriptor { label: Some(name), size, usage, mapped_at_creation: false };
-        guarded(&self.opened.device, size, name, || self.opened.device.create_buffer(&descriptor))
+        let made = guarded(&self.opened.device, size, name, || self.opened.device.create_buffer(&descriptor))?;
+        // A lost device makes buffers without a word.
+        self.opened.faults.take().map(|()| made)
     }
 
     fn storage(&self, name: &str, bytes: u64) -> Result<wgpu::Buffer, DeviceFault> {
         use wgpu::BufferUsages as U;
         self.create(name, bytes, U::STORAGE | U::COPY_DST | U::COPY_SRC)
+    }
+
+    /// Shared scratch of at least `bytes`.
+    fn shared_scratch(&self, name: &str, bytes: u64) -> Result<wgpu::Buffer, DeviceFault> {
+        if let Some(found) = self.scratch.borrow().get(name).filter(|b| b.size() >= bytes) {
+            return Ok(found.clone());
+        }
+        let made = self.storage(name, bytes)?;
+        self.scratch.borrow_mut().insert(name.to_owned(), made.clone());
+        Ok(made)
     }
 
     /// A storage buffer with contents.
@@ -109,14 +134,15 @@ impl WgpuBackend {
     fn flush(&mut self) -> Result<(), DeviceFault> {
         self.unsubmitted = 0;
         let index = self.opened.queue.submit([]);
-        self.wait_for(index)
+        self.wait_for(Some(index), self.options.timeout)
     }
 
-    fn wait_for(&self, index: wgpu::SubmissionIndex) -> Result<(), DeviceFault> {
-        let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(self.options.timeout) };
+    /// Waits for a submission, or for all.
+    fn wait_for(&self, index: Option<wgpu::SubmissionIndex>, timeout: Duration) -> Result<(), DeviceFault> {
+        let wait = wgpu::PollType::Wait { submission_index: index, timeout: Some(timeout) };
         match self.opened.device.poll(wait) {
             Ok(_) => self.opened.faults.take(),
-            Err(wgpu::PollError::Timeout) => Err(DeviceFault::Timeout(self.options.timeout.as_millis() as u64)),
+            Err(wgpu::PollError::Timeout) => Err(DeviceFault::Timeout(timeout.as_millis() as u64)),
             Err(e) => Err(DeviceFault::Lost(e.to_string())),
         }
     }
@@ -212,7 +238,7 @@ impl WgpuBackend {
             match decl.role {
                 Role::Scratch => {
                     let bytes = decl.bytes() as u64;
-                    let buffer = self.storage(&decl.name, bytes)?;
+                    let buffer = self.shared_scratch(&decl.name, bytes)?;
                     let plain = Plain { buffer, staging: None, bytes };
                     scratch.insert(decl.name.clone(), Buffer(Rc::new(Contents::Plain(plain))));
                 }
@@ -227,19 +253,13 @@ impl WgpuBackend {
                 _ => {}
             }
         }
-        let mut temps: HashMap<String, wgpu::Buffer> = HashMap::new();
-        let mut temp = |name: &str, bytes: usize| match temps.get(name) {
-            Some(found) if found.size() >= bytes as u64 => Ok(found.clone()),
-            _ => self.storage(name, bytes as u64).inspect(|made| {
-                temps.insert(name.to_owned(), made.clone());
-            }),
-        };
+        let temp = |name: &str, bytes: usize| self.shared_scratch(&format!("temp: {name}"), bytes as u64);
         let planner = Planner {
             program,
             profile: self.opened.profile,
             bound,
             scratch: &scratch,
-            temp: &mut temp,
+            temp: &temp,
             steps: Vec::new(),
         };
         let steps = planner.plan()?;
@@ -263,7 +283,7 @@ impl WgpuBackend {
         record(&mut encoder, plan);
         encoder.copy_buffer_to_buffer(&kept, 0, live, 0, 8);
         let index = self.opened.queue.submit([encoder.finish()]);
-        self.wait_for(index)
+        self.wait_for(Some(index), WARM_UP_TIMEOUT)
     }
 
     fn plain<'a>(&self, buffer: &'a Buffer, bytes: usize) -> Result<&'a Plain> {
@@ -285,14 +305,7 @@ impl WgpuBackend {
             // The receiver lives until the answer is there or the wait was given up.
             let _ = sender.send(result);
         });
-        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(self.options.timeout) };
-        match self.opened.device.poll(wait) {
-            Ok(_) => self.opened.faults.take()?,
-            Err(wgpu::PollError::Timeout) => {
-                return Err(DeviceFault::Timeout(self.options.timeout.as_millis() as u64));
-            }
-            Err(e) => return Err(DeviceFault::Lost(e.to_string())),
-        }
+        self.wait_for(None, self.options.timeout)?;
         match receiver.try_recv() {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(DeviceFault::Lost(format!("mapping failed: {e}"))),
@@ -412,6 +425,6 @@ impl Backend for WgpuBackend {
     }
 
     fn wait(&mut self, pending: Pending) -> Result<()> {
-        self.wait_for(pending.0).map_err(|e| self.error(e))
+        self.wait_for(Some(pending.0), self.options.timeout).map_err(|e| self.error(e))
     }
 }

@@ -17,18 +17,14 @@ impl Faults {
     pub fn watch(device: &wgpu::Device) -> Self {
         let faults = Self::default();
         let lost = faults.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lost.report(DeviceFault::Lost(message));
-            }
-        });
+        device.set_device_lost_callback(move |_, message| lost.report(DeviceFault::Lost(message)));
         let uncaptured = faults.clone();
         device.on_uncaptured_error(Arc::new(move |error| uncaptured.report(fault(error, 0, "the driver"))));
         faults
     }
     /// Keeps the first.
     pub fn report(&self, fault: DeviceFault) {
-        tracing::error!(%fault, "wgpu");
+        tracing::warn!(%fault, "wgpu");
         let mut first = self.0.lock().unwrap_or_else(|p| p.into_inner());
         first.get_or_insert(fault);
     }

@@ -20,6 +20,8 @@ const GRID_LIMIT: usize = 65_535;
 const SPLIT_ROWS: usize = 16;
 /// Tokens per split; fixed, since it orders sums.
 const SPLIT: usize = 256;
+/// Tokens per tile of attention, as its kernels have it.
+const TILE: usize = 32;
 
 /// One kernel launch, before it has a pipeline.
 pub(crate) struct Step {
@@ -54,7 +56,7 @@ pub(crate) struct Planner<'a> {
     pub bound: &'a Bound<Buffer>,
     pub scratch: &'a HashMap<String, Buffer>,
     /// Memory that the plan needs beside the program's slots, by name.
-    pub temp: &'a mut dyn FnMut(&str, usize) -> Result<wgpu::Buffer, DeviceFault>,
+    pub temp: &'a dyn Fn(&str, usize) -> Result<wgpu::Buffer, DeviceFault>,
     pub steps: Vec<Step>,
 }
 
@@ -176,7 +178,8 @@ impl Planner<'_> {
             buffers.push(("delta", self.plain(delta)?));
         }
         let dims = vec![("n", n as u32), ("width", width as u32), ("eps", eps.to_bits())];
-        self.push(variants::norm(self.profile, input), dims, buffers, [width / n, self.program.rows, 1])
+        let variant = variants::norm(self.profile, input, n % 4 == 0);
+        self.push(variant, dims, buffers, [width / n, self.program.rows, 1])
     }
 
     fn linear(&mut self, o: &op::Linear) -> Steps {
@@ -274,8 +277,10 @@ impl Planner<'_> {
             self.product(x.clone(), &self.weight(w)?, bias, out.clone(), RowSpace::Batch)?;
         }
         let (head_dim, dim, pairing) = (o.head_dim, o.rope_dim, o.pairing);
-        let rope = op::ApplyRope { x: o.q, rope: o.rope, heads: o.heads, head_dim, dim, pairing };
-        self.rope(&rope, o.norm.map(|n| (n[0], o.eps)))?;
+        if let Some(norm) = o.norm {
+            let rope = op::ApplyRope { x: o.q, rope: o.rope, heads: o.heads, head_dim, dim, pairing };
+            self.rope(&rope, Some((norm[0], o.eps)))?;
+        }
         let mut buffers = vec![
             ("slot_mapping", self.plain(o.slot_mapping)?),
             ("rope", self.plain(o.rope)?),
@@ -283,13 +288,16 @@ impl Planner<'_> {
             ("v", v),
             ("k_cache", self.plain(o.k_cache)?),
             ("v_cache", self.plain(o.v_cache)?),
+            ("q", q),
         ];
         if let Some(norm) = o.norm {
             buffers.push(("norm", self.plain(norm[1])?));
         }
+        let query_heads = if o.norm.is_some() { 0 } else { o.heads };
         let variant = variants::store(self.profile, self.kv(o.k_cache)?, Some((pairing, o.norm.is_some())));
-        let dims = head_dims(o.kv_heads, head_dim, dim, o.eps)?;
-        self.push(variant, dims, buffers, [o.kv_heads, self.program.rows, 2])
+        let mut dims = head_dims(o.kv_heads, head_dim, dim, o.eps)?;
+        dims.push(("query_heads", query_heads as u32));
+        self.push(variant, dims, buffers, [2 * o.kv_heads + query_heads, self.program.rows, 1])
     }
 
     fn rope(&mut self, o: &op::ApplyRope, norm: Option<(Slot, f32)>) -> Steps {
@@ -304,7 +312,8 @@ impl Planner<'_> {
 
     fn kv_store(&mut self, o: &op::KvStore) -> Steps {
         let shape = &self.program.decl(o.cache).shape;
-        let dims = head_dims(shape[2], shape[3], 0, 0.0)?;
+        let mut dims = head_dims(shape[2], shape[3], 0, 0.0)?;
+        dims.push(("query_heads", 0));
         let heads = shape[2];
         let buffers = vec![
             ("slot_mapping", self.plain(o.slot_mapping)?),
@@ -338,6 +347,7 @@ impl Planner<'_> {
             window,
             ("splits", splits as u32),
             ("scale", o.scale.to_bits()),
+            ("tile", TILE as u32),
         ];
         let positions = self.plain(o.positions)?;
         let buffers = vec![

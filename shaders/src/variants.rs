@@ -183,8 +183,9 @@ pub enum NormInput {
 }
 
 /// RMS norm.
-pub fn norm(profile: Profile, input: NormInput) -> Variant {
+pub fn norm(profile: Profile, input: NormInput, quads: bool) -> Variant {
     Variant::new("norm")
+        .flag("QUAD", quads)
         .set("LANES", profile.lanes(8, 128))
         .flag("ADD", input == NormInput::Sum)
         .flag("INPLACE", input == NormInput::InPlace)
@@ -196,11 +197,13 @@ pub fn rope(profile: Profile, pairing: Pairing, norm: bool) -> Variant {
     lanes.flag("HALVED", pairing == Pairing::Halves).flag("NORM", norm)
 }
 
-/// The store of keys and values; `None`: of one tensor, as it is.
+/// The store of keys and values, which rotates queries too unless heads are normed; `None`: the store of one
+/// tensor, as it is.
 pub fn store(profile: Profile, kv: KvFormat, rope: Option<(Pairing, bool)>) -> Variant {
     let base = Variant::new("qkv").set("LANES", profile.lanes(8, 32)).set("KV", kv as u8).flag("ROPE", rope.is_some());
     let halved = rope.is_some_and(|(pairing, _)| pairing == Pairing::Halves);
-    base.flag("HALVED", halved).flag("NORM", rope.is_some_and(|(_, norm)| norm))
+    let norm = rope.is_some_and(|(_, norm)| norm);
+    base.flag("HALVED", halved).flag("NORM", norm).flag("QUERY", rope.is_some() && !norm)
 }
 
 /// Attention by (row, key head); `partial`: by split as well.
@@ -254,7 +257,9 @@ pub fn all(profile: Profile) -> Vec<Variant> {
         out.push(linear(profile, format, 1, false, false, RowSpace::Logits).variant);
     }
     out.extend([Activation::Silu, Activation::GeluTanh].map(gated_act));
-    out.extend([NormInput::Apart, NormInput::InPlace, NormInput::Sum].map(|input| norm(profile, input)));
+    for quads in [false, true] {
+        out.extend([NormInput::Apart, NormInput::InPlace, NormInput::Sum].map(|input| norm(profile, input, quads)));
+    }
     for pairing in [Pairing::Interleaved, Pairing::Halves] {
         out.extend([false, true].map(|with| rope(profile, pairing, with)));
     }

@@ -1,8 +1,9 @@
 // Causal attention over the paged cache, online in tiles of 32 tokens and splits of 256, both counted from
 // position 0, so that the order of every sum depends on the position alone. A workgroup serves one
 // (row, key head): one split of it (PARTIAL; attention_combine folds them), or all splits in turn.
+// The tile's 32 is also a member of dims: loops over it stay loops, which software drivers compile 10 times faster.
 // Masked tokens read the nearest visible one and weigh 0: unwritten slots are never read.
-struct Dims { kv_heads: u32, block_size: u32, max_blocks: u32, window: u32, splits: u32, scale: f32 }
+struct Dims { kv_heads: u32, block_size: u32, max_blocks: u32, window: u32, splits: u32, scale: f32, tile: u32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]
 //#include kv
@@ -19,7 +20,7 @@ const QUADS: u32 = $QUADSu; // head_dim / 4
 const LOWEST: f32 = -3.0e38;
 var<workgroup> place: array<u32, 32>; // first quad of a token's key or value
 var<workgroup> weights: array<f32, $[32*GROUP]>; // [heads of the group, tokens]: scores, then exponentials
-// LANES / QUADS groups of lanes would share the heads; an item is one quad of HI heads.
+// For scores an item is a token and $KSHARE heads, for values a quad and $SHARE heads.
 //#include merge
 
 @compute @workgroup_size($LANES)
@@ -87,7 +88,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         workgroupBarrier();
         //#for g in 0..GROUP
         let old_$g = max_$g;
-        for (var t = 0u; t < 32u; t += 1u) { max_$g = max(max_$g, weights[$[32*g]u + t]); }
+        for (var t = 0u; t < dims.tile; t += 1u) { max_$g = max(max_$g, weights[$[32*g]u + t]); }
         let keep_$g = exp(old_$g - max_$g);
         //#end
         workgroupBarrier();
@@ -103,7 +104,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         //#for g in 0..GROUP
         {
             var sum = 0.0;
-            for (var t = 0u; t < 32u; t += 1u) { sum += weights[$[32*g]u + t]; }
+            for (var t = 0u; t < dims.tile; t += 1u) { sum += weights[$[32*g]u + t]; }
             sum_$g = fma(sum_$g, keep_$g, sum);
         }
         //#end
@@ -122,7 +123,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 //#for h in 0..SHARE
                 var tile_$h = vec4<f32>();
                 //#end
-                for (var t = 0u; t < 32u; t += 1u) {
+                for (var t = 0u; t < dims.tile; t += 1u) {
                     let value = kv_unpack(v_cache[place[t] + c]);
                     //#for h in 0..SHARE
                     //#if SHARE == 1

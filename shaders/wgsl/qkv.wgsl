@@ -1,6 +1,7 @@
-// Stores new keys and values: keys after an optional norm and RoPE (ROPE), values as they are.
-// Without ROPE it is the plain store of one tensor. A workgroup serves one head of one row.
-struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32 }
+// Stores new keys and values: keys after an optional norm and RoPE (ROPE), values as they are; rotates
+// queries where the bindings suffice (QUERY, without NORM). Without ROPE it is the plain store of one tensor.
+// A workgroup serves one head of one row: keys first, then values, then queries.
+struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32, query_heads: u32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]
 @group(0) @binding(2) var<storage, read> slot_mapping: array<i32>; // [rows]
@@ -14,6 +15,9 @@ struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32 }
 @group(0) @binding(8) var<storage, read> norm: array<f32>; // [head_dim]
 //#include fold
 //#end
+//#if QUERY
+@group(0) @binding(8) var<storage, read_write> q: array<f32>; // [rows, query_heads, head_dim]
+//#end
 //#include rotate
 //#end
 //#include kv
@@ -24,10 +28,26 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     if (row >= live[0]) { return; }
     let slot = slot_mapping[row];
     if (slot < 0) { return; }
-    let source = (row * dims.heads + wg.x) * dims.head_dim;
-    let to = (u32(slot) * dims.heads + wg.x) * dims.head_dim;
+    let head = wg.x % dims.heads;
+    let source = (row * dims.heads + head) * dims.head_dim;
+    let to = (u32(slot) * dims.heads + head) * dims.head_dim;
+    //#if QUERY
+    if (wg.x >= 2u * dims.heads) {
+        let base = (row * dims.query_heads + wg.x - 2u * dims.heads) * dims.head_dim;
+        for (var unit = lane; unit < dims.rope_dim / 4u; unit += $LANESu) {
+            let a = base + unit_at(unit).x;
+            let b = base + unit_at(unit).y;
+            let x = rotate(vec4<f32>(q[a], q[a + 1u], q[b], q[b + 1u]), unit, row);
+            q[a] = x.x;
+            q[a + 1u] = x.y;
+            q[b] = x.z;
+            q[b + 1u] = x.w;
+        }
+        return;
+    }
+    //#end
     //#if ROPE
-    if (wg.z == 0u) {
+    if (wg.x < dims.heads) {
         //#if NORM
         var sum = 0.0;
         for (var i = lane; i < dims.head_dim; i += $LANESu) { sum = fma(k[source + i], k[source + i], sum); }
