@@ -108,7 +108,8 @@ fn model(rows: usize, logit_rows: usize, kv: KvFormat) -> Program {
         let wo = w(&mut p, "o", HIDDEN, width);
         p.push(op::Linear { x: attended, w: wo, bias: None, out: delta, space: RowSpace::Batch });
         p.push(op::AddRmsNorm { residual, delta, weight, out: normed, eps });
-        let (gate, up, down) = (w(&mut p, "gate", FFN, HIDDEN), w(&mut p, "up", FFN, HIDDEN), w(&mut p, "down", HIDDEN, FFN));
+        let (gate, up, down) =
+            (w(&mut p, "gate", FFN, HIDDEN), w(&mut p, "up", FFN, HIDDEN), w(&mut p, "down", HIDDEN, FFN));
         p.push(op::GatedMlp { x: normed, gate, up, down, gated, out: delta, activation: Activation::Silu });
     }
     p.push(op::AddRmsNorm { residual, delta, weight, out: normed, eps });
@@ -222,7 +223,9 @@ fn main() {
     println!("{} {:?}", backend.info().name, backend.info().features);
     let mut bench = Bench { backend, bound: HashMap::new() };
     let kv = KvFormat::F16;
-    for (name, rows, start, runs) in [("decode", 1, number.unwrap_or(128) - 1, 20), ("prefill", number.unwrap_or(512), 0, 3)] {
+    for (name, rows, start, runs) in
+        [("decode", 1, number.unwrap_or(128) - 1, 20), ("prefill", number.unwrap_or(512), 0, 3)]
+    {
         if (has("decode") || has("prefill")) && !has(name) {
             continue;
         }

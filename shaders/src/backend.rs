@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ponder_engine::backend::{Backend, Bound, DeviceInfo};
 use ponder_engine::error::{DeviceFault, Error, Result};
@@ -254,14 +254,8 @@ impl WgpuBackend {
             }
         }
         let temp = |name: &str, bytes: usize| self.shared_scratch(&format!("temp: {name}"), bytes as u64);
-        let planner = Planner {
-            program,
-            profile: self.opened.profile,
-            bound,
-            scratch: &scratch,
-            temp: &temp,
-            steps: Vec::new(),
-        };
+        let planner =
+            Planner { program, profile: self.opened.profile, bound, scratch: &scratch, temp: &temp, steps: Vec::new() };
         let steps = planner.plan()?;
         let dispatches = self.dispatches(&steps)?;
         let plan = Plan { name: program.name.clone(), dispatches, readbacks };
@@ -283,7 +277,10 @@ impl WgpuBackend {
         record(&mut encoder, plan);
         encoder.copy_buffer_to_buffer(&kept, 0, live, 0, 8);
         let index = self.opened.queue.submit([encoder.finish()]);
-        self.wait_for(Some(index), WARM_UP_TIMEOUT)
+        let started = Instant::now();
+        self.wait_for(Some(index), WARM_UP_TIMEOUT)?;
+        tracing::debug!(program = plan.name, kernels = self.pipelines.len(), elapsed = ?started.elapsed(), "warm");
+        Ok(())
     }
 
     fn plain<'a>(&self, buffer: &'a Buffer, bytes: usize) -> Result<&'a Plain> {

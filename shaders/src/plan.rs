@@ -412,6 +412,7 @@ fn product_dims(weight: &Weight, part: &Part) -> Vec<(&'static str, u32)> {
         ("n", part.rows as u32),
         ("first", part.first as u32),
         ("width", weight.n as u32),
+        ("quads", (GROUP / 4) as u32),
     ]
 }
 

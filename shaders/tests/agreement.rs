@@ -20,7 +20,9 @@ fn on_adapters(profile: Profile, fused: bool, check: fn(&mut WgpuBackend) -> Res
         let mut backend = WgpuBackend::new(options).unwrap_or_else(|e| panic!("{}: {e}", adapter.name));
         let started = Instant::now();
         match check(&mut backend) {
-            Ok(count) => println!("{}, {}: {count} problems in {:.0?}", adapter.name, profile.name(), started.elapsed()),
+            Ok(count) => {
+                println!("{}, {}: {count} problems in {:.0?}", adapter.name, profile.name(), started.elapsed())
+            }
             Err(e) => panic!("{}: {e}", profile.name()),
         }
     }

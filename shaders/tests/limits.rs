@@ -30,7 +30,9 @@ fn tensors_above_the_binding_limit_are_cut_without_a_trace() {
     let (Some(mut whole), Some(mut cut)) = (backend(None), backend(Some(64 << 10))) else { return };
     let mut count = 0;
     for problem in problems(4, 3) {
-        let weights = problem.name.starts_with("embed") || problem.name.starts_with("linear") || problem.name.starts_with("gated");
+        let weights = problem.name.starts_with("embed")
+            || problem.name.starts_with("linear")
+            || problem.name.starts_with("gated");
         if !weights || !["F32", "Q4_1", "Q6_K"].iter().any(|f| problem.name.contains(f)) {
             continue;
         }

@@ -1,6 +1,6 @@
 // The linear of GPU profiles for many rows: 32 tokens x 64 outputs a workgroup, 4 x 4 a lane, one group
 // of 32 along K staged in workgroup memory. It sums segment by segment, as `linear` in its split form.
-struct Dims { groups: u32, k: u32, panels: u32, n: u32, first: u32, width: u32 }
+struct Dims { groups: u32, k: u32, panels: u32, n: u32, first: u32, width: u32, quads: u32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]
 //#include x
@@ -82,7 +82,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 //#end
                 //#end
                 //#end
-                for (var u = $[h*8/HALVES]u; u < $[(h+1)*8/HALVES]u; u += 1u) {
+                // dims.quads is 8, and a member of dims so that the loop stays one: software drivers compile it faster.
+                for (var u = $hu * (dims.quads / $HALVESu); u < $[h+1]u * (dims.quads / $HALVESu); u += 1u) {
                     //#for r in 0..4
                     let a_$r = w_tile[u * 64u + column + $[16*r]u];
                     //#end
