@@ -7,10 +7,9 @@ use std::time::Duration;
 use actix::prelude::*;
 use ponder_engine::DeviceFault;
 use ponder_engine::kv::BlockPool;
-use ponder_engine::model::batch::{Batch, BatchOutput, LogitRow, Row};
-use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::SeqId;
 use ponder_engine::schedule::{Event, Scheduler};
+use ponder_engine::spec::{batch_of, chosen_of};
 use ponder_engine::step::{Drafted, Reserved, Settled, StepPlan, Verified};
 
 use crate::device::{DeviceThread, Loader};
@@ -218,41 +217,4 @@ impl Handler<Sent<Restart>> for TargetModel {
             Err(error) => Err(error.to_string()),
         })
     }
-}
-
-/// The rows of a step: each sequence's tokens, then its drafts; logits where a token is chosen.
-fn batch_of(drafted: &Drafted) -> Batch {
-    let mut batch = Batch { block_tables: drafted.reserved.tables.clone(), ..Batch::default() };
-    for (index, (seq, drafts)) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts).enumerate() {
-        for (i, token) in seq.tokens.iter().chain(drafts).enumerate() {
-            batch.rows.push(Row { token: *token, position: (seq.start + i) as u32, seq: index as u32 });
-        }
-        let Some(sample) = &seq.sample else { continue };
-        let first = batch.rows.len() - drafts.len() - 1;
-        for i in 0..=drafts.len() {
-            let mut params = sample.params;
-            params.position += i as u32;
-            batch.logit_rows.push(LogitRow { row: (first + i) as u32, params, adjust: sample.adjust.clone() });
-        }
-    }
-    batch
-}
-
-/// Drafts are accepted while they equal the target's own choice; the choice after them comes for free.
-fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>, String>> {
-    let mut rows = output.tokens.iter();
-    let mut chosen = Vec::new();
-    for (seq, drafts) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts) {
-        if seq.sample.is_none() {
-            chosen.push(Ok(Vec::new()));
-            continue;
-        }
-        let own: Vec<u32> = rows.by_ref().take(drafts.len() + 1).copied().collect();
-        let accepted = own.iter().zip(drafts).take_while(|(own, draft)| own == draft).count();
-        chosen.push(match own[..=accepted].iter().any(|t| *t == ERROR_TOKEN) {
-            true => Err("numerical error: the logits hold a NaN or have no finite maximum".into()),
-            false => Ok(own[..=accepted].to_vec()),
-        });
-    }
-    chosen
 }

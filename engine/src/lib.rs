@@ -13,6 +13,7 @@ pub mod op;
 pub mod program;
 pub mod request;
 pub mod schedule;
+pub mod spec;
 pub mod step;
 pub mod text;
 

@@ -266,7 +266,8 @@ fn read_tensors(c: &mut Cursor<'_>, count: usize, alignment: usize) -> Result<Ve
             Some((start, end)) if end <= c.bytes.len() => t.range = start..end,
             _ => {
                 let has = c.bytes.len().saturating_sub(data);
-                let why = format!("needs data bytes {}..{}, the file has {has} (truncated?)", t.range.start, t.range.end);
+                let why =
+                    format!("needs data bytes {}..{}, the file has {has} (truncated?)", t.range.start, t.range.end);
                 return Err(Fault::new(name(), why));
             }
         }
@@ -284,10 +285,12 @@ fn read_tensor(c: &mut Cursor<'_>, name: Range<usize>, field: &str, alignment: u
     let mut elements = 1usize;
     for dim in &mut dims[..n_dims] {
         let extent = c.u64(field)?;
-        *dim = usize::try_from(extent).ok().filter(|&d| d > 0).ok_or_else(|| {
-            Fault::new(field, format!("a dimension of {extent}"))
-        })?;
-        elements = elements.checked_mul(*dim).ok_or_else(|| Fault::new(field, "the product of its dimensions overflows"))?;
+        *dim = usize::try_from(extent)
+            .ok()
+            .filter(|&d| d > 0)
+            .ok_or_else(|| Fault::new(field, format!("a dimension of {extent}")))?;
+        elements =
+            elements.checked_mul(*dim).ok_or_else(|| Fault::new(field, "the product of its dimensions overflows"))?;
     }
     let code = c.u32(field)?;
     let format = tensor_format(code)
@@ -298,7 +301,8 @@ fn read_tensor(c: &mut Cursor<'_>, name: Range<usize>, field: &str, alignment: u
         return Err(Fault::new(field, format!("offset {offset} is no multiple of the alignment {alignment}")));
     }
     if dims[0] % format.block_len() != 0 {
-        let why = format!("rows of {} elements are no whole number of {format} blocks ({})", dims[0], format.block_len());
+        let why =
+            format!("rows of {} elements are no whole number of {format} blocks ({})", dims[0], format.block_len());
         return Err(Fault::new(field, why));
     }
     let end = format.bytes_for(elements).and_then(|n| offset.checked_add(n));
@@ -349,7 +353,10 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, n: usize, field: &str) -> Result<&'a [u8]> {
         let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len());
         let end = end.ok_or_else(|| {
-            Fault::new(field, format!("the file ends at byte {}, {n} more were expected at {}", self.bytes.len(), self.at))
+            Fault::new(
+                field,
+                format!("the file ends at byte {}, {n} more were expected at {}", self.bytes.len(), self.at),
+            )
         })?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
@@ -416,7 +423,8 @@ impl<'a> Cursor<'a> {
             return self.scalar(value_type, field);
         }
         let code = self.u32(field)?;
-        let elem = ValueType::from_code(code).ok_or_else(|| Fault::new(field, format!("unknown element type {code}")))?;
+        let elem =
+            ValueType::from_code(code).ok_or_else(|| Fault::new(field, format!("unknown element type {code}")))?;
         let len = self.count(field, u64::MAX, elem.size().unwrap_or(8))?;
         let start = self.at;
         match elem.size() {

@@ -87,13 +87,7 @@ fn vocab(keys: &Keys<'_>, gguf: &Gguf, bytes: &[u8]) -> Result<usize> {
     }
 }
 
-fn rope(
-    keys: &Keys<'_>,
-    family: &Family,
-    head_dim: usize,
-    context: usize,
-    factors: Option<Vec<f32>>,
-) -> Result<Rope> {
+fn rope(keys: &Keys<'_>, family: &Family, head_dim: usize, context: usize, factors: Option<Vec<f32>>) -> Result<Rope> {
     let dim = keys.int_opt("%.rope.dimension_count", limits::WIDTH)?.unwrap_or(head_dim);
     if dim % 2 != 0 || dim > head_dim {
         return Err(keys.fault("%.rope.dimension_count", format!("{dim} is odd or wider than a head ({head_dim})")));
@@ -179,9 +173,7 @@ fn attention_scale(family: &Family, layers: usize, hidden: usize, heads: usize, 
 /// Beginning and end tokens, and sampling values that the file recommends.
 pub fn generation(gguf: &Gguf, bytes: &[u8], vocab: usize) -> Result<GenerationDefaults> {
     let keys = Keys::Gguf(gguf, bytes, "");
-    let id = |key: &str| -> Result<Option<u32>> {
-        Ok(keys.int_opt(key, 0..=vocab as u64 - 1)?.map(|id| id as u32))
-    };
+    let id = |key: &str| -> Result<Option<u32>> { Ok(keys.int_opt(key, 0..=vocab as u64 - 1)?.map(|id| id as u32)) };
     let mut eos = Vec::new();
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
         eos.extend(id(key)?);
@@ -207,4 +199,18 @@ pub fn generation(gguf: &Gguf, bytes: &[u8], vocab: usize) -> Result<GenerationD
         min_p: keys.float_opt("general.sampling.min_p")?,
         repetition_penalty: keys.positive_opt("general.sampling.penalty_repeat")?,
     })
+}
+
+/// The texts of the beginning and end tokens, which chat templates call `bos_token` and `eos_token`.
+pub fn bos_eos_text<'a>(gguf: &Gguf, bytes: &'a [u8]) -> Result<(&'a str, &'a str)> {
+    let keys = Keys::Gguf(gguf, bytes, "");
+    let text = |key: &str| -> Result<&'a str> {
+        let Some(id) = keys.int_opt(key, 0..=*limits::VOCAB.end())? else { return Ok("") };
+        let Some(Value::Array(tokens)) = gguf.get(bytes, "tokenizer.ggml.tokens") else { return Ok("") };
+        match tokens.iter().nth(id) {
+            Some(Value::Str(text)) => Ok(text),
+            _ => Err(keys.fault(key, format!("{id} is no token"))),
+        }
+    };
+    Ok((text("tokenizer.ggml.bos_token_id")?, text("tokenizer.ggml.eos_token_id")?))
 }

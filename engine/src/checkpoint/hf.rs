@@ -82,18 +82,14 @@ impl Folder {
     /// Maps the weights and assigns them.
     pub fn weights(&self, config: &ModelConfig) -> Result<(Vec<Mapped>, HashMap<WeightId, Located>)> {
         let (files, found) = shards::open(&self.path)?;
-        let placed = place::hugging_face(config, found).map_err(|f| Error::checkpoint(&self.path, f.field, f.message))?;
+        let placed =
+            place::hugging_face(config, found).map_err(|f| Error::checkpoint(&self.path, f.field, f.message))?;
         Ok((files, placed))
     }
 
     /// Where `tokenizer.json` must be.
     pub fn tokenizer_path(&self) -> PathBuf {
         self.path.join("tokenizer.json")
-    }
-
-    /// `tokenizer_config.json`, or null.
-    pub fn tokenizer_config(&self) -> &Json {
-        &self.tokenizer_config
     }
 
     /// The chat template: `chat_template.jinja`, else the one of `tokenizer_config.json` (of several, "default").
@@ -108,7 +104,8 @@ impl Folder {
             Some(Json::Array(several)) => {
                 let named = |t: &&Json| t.get("name").and_then(Json::as_str) == Some("default");
                 let template = several.iter().find(named).and_then(|t| t.get("template")).and_then(Json::as_str);
-                let template = template.ok_or_else(|| Fault::new("chat_template", "a list without a `default` template"));
+                let template =
+                    template.ok_or_else(|| Fault::new("chat_template", "a list without a `default` template"));
                 template.map(|t| Some(t.to_string())).map_err(self.fault("tokenizer_config.json"))
             }
             Some(_) => Err(self.fault("tokenizer_config.json")(Fault::new("chat_template", "neither text nor a list"))),
@@ -124,7 +121,8 @@ impl Folder {
     /// Keys and values of the configuration files.
     pub fn metadata(&self) -> Vec<(String, String)> {
         let files = [("config", &self.config), ("generation", &self.generation)];
-        let rows = files.iter().flat_map(|(file, json)| json.as_object().into_iter().flatten().map(move |kv| (file, kv)));
+        let rows =
+            files.iter().flat_map(|(file, json)| json.as_object().into_iter().flatten().map(move |kv| (file, kv)));
         rows.map(|(file, (key, value))| (format!("{file}.{key}"), value.to_string())).collect()
     }
 }

@@ -164,7 +164,9 @@ fn rope(
     };
     let dim = (head_dim as f32 * partial.unwrap_or(1.0)) as usize;
     if dim == 0 || dim % 2 != 0 || dim > head_dim {
-        return Err(outer.fault("head_dim", format!("{dim} of {head_dim} dimensions would rotate; an even number must")));
+        return Err(
+            outer.fault("head_dim", format!("{dim} of {head_dim} dimensions would rotate; an even number must"))
+        );
     }
     let scaling = rope_scaling(&s, &outer, context)?;
     Ok(Rope { theta: theta.unwrap_or(default_theta), dim, pairing: Pairing::Halves, scaling })
@@ -175,7 +177,8 @@ fn rope_scaling(s: &Keys<'_>, outer: &Keys<'_>, context: usize) -> Result<RopeSc
         None => s.str_opt("type")?,
         kind => kind,
     };
-    let need = |key: &str| -> Result<f32> { s.positive_opt(key)?.ok_or_else(|| s.fault(key, "missing from rope_scaling")) };
+    let need =
+        |key: &str| -> Result<f32> { s.positive_opt(key)?.ok_or_else(|| s.fault(key, "missing from rope_scaling")) };
     let original = || -> Result<usize> {
         const KEY: &str = "original_max_position_embeddings";
         let inner = s.int_opt(KEY, limits::CONTEXT)?;
@@ -207,9 +210,7 @@ fn rope_scaling(s: &Keys<'_>, outer: &Keys<'_>, context: usize) -> Result<RopeSc
                 attention_factor: attention_factor(s, factor)?,
             })
         }
-        other => {
-            Err(s.fault("rope_type", format!("`{other}` is not supported; default, linear, llama3 and yarn are")))
-        }
+        other => Err(s.fault("rope_type", format!("`{other}` is not supported; default, linear, llama3 and yarn are"))),
     }
 }
 

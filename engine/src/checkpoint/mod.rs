@@ -18,7 +18,7 @@ use memmap2::Mmap;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::model::{ModelConfig, WeightId};
-use crate::text::Tokenizer;
+use crate::text::{ChatTemplate, Tokenizer};
 
 pub mod gguf;
 mod gguf_config;
@@ -250,9 +250,35 @@ impl Checkpoint {
         let tokenizer = built.map_err(|f| Error::checkpoint(&path, f.field, f.message))?;
         let (tokens, rows) = (tokenizer.vocab_size(), self.config.vocab);
         if tokens > rows {
-            return Err(Error::checkpoint(path, "vocabulary", format!("{tokens} tokens, the embedding has {rows} rows")));
+            return Err(Error::checkpoint(
+                path,
+                "vocabulary",
+                format!("{tokens} tokens, the embedding has {rows} rows"),
+            ));
         }
         Ok(tokenizer)
+    }
+
+    /// The chat template, if the files have one.
+    ///
+    /// # Errors
+    /// If it does not parse, or the key that should hold it holds something else.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match &self.source {
+            Source::Gguf(g) => {
+                let map = &self.files[0].map;
+                let fault = |f: Fault| Error::checkpoint(&self.files[0].path, f.field, f.message);
+                let keys = keys::Keys::Gguf(g, map, "");
+                let Some(source) = keys.str_opt("tokenizer.chat_template").map_err(fault)? else { return Ok(None) };
+                let (bos, eos) = gguf_config::bos_eos_text(g, map).map_err(fault)?;
+                ChatTemplate::new(source, bos, eos).map(Some)
+            }
+            Source::HuggingFace(folder) => {
+                let Some(source) = folder.chat_template()? else { return Ok(None) };
+                let text = |key| folder.special_token(key).unwrap_or_default();
+                ChatTemplate::new(&source, text("bos_token"), text("eos_token")).map(Some)
+            }
+        }
     }
 
     /// Bytes of all weight files together.
@@ -307,9 +333,11 @@ impl Checkpoint {
         });
         match bad.iter().min_by_key(|l| &l.name) {
             None => Ok(()),
-            Some(l) => {
-                Err(Error::checkpoint(&self.files[l.file].path, &l.name, "contains NaN or an infinity: the file is damaged"))
-            }
+            Some(l) => Err(Error::checkpoint(
+                &self.files[l.file].path,
+                &l.name,
+                "contains NaN or an infinity: the file is damaged",
+            )),
         }
     }
 }

@@ -65,7 +65,10 @@ fn place(
     for id in WeightId::required(config).chain(extra) {
         let Some(name) = name_of(id) else { continue };
         let t = found.remove(&name).ok_or_else(|| {
-            Fault::new(&name, format!("this tensor is missing from a {} model of {} layers", config.family.name, config.layers))
+            Fault::new(
+                &name,
+                format!("this tensor is missing from a {} model of {} layers", config.family.name, config.layers),
+            )
         })?;
         let (rows, cols) = id.shape(config);
         let fits = match t.shape[..] {

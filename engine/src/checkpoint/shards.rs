@@ -36,10 +36,15 @@ pub fn open(folder: &Path) -> Result<(Vec<Mapped>, HashMap<String, Found>)> {
 
 /// The message for a folder without safetensors, which depends on what is there instead.
 fn no_weights(folder: &Path) -> Error {
-    let is_pickle = |p: &Path| p.extension().is_some_and(|e| ["bin", "pt", "pth", "pkl", "ckpt"].iter().any(|x| e == *x));
+    let is_pickle =
+        |p: &Path| p.extension().is_some_and(|e| ["bin", "pt", "pth", "pkl", "ckpt"].iter().any(|x| e == *x));
     let pickle = std::fs::read_dir(folder).ok().and_then(|d| d.flatten().map(|e| e.path()).find(|p| is_pickle(p)));
     match pickle {
-        Some(p) => Error::checkpoint(p, "format", "pickled weights can run code when loaded and are refused; convert them to safetensors"),
+        Some(p) => Error::checkpoint(
+            p,
+            "format",
+            "pickled weights can run code when loaded and are refused; convert them to safetensors",
+        ),
         None => Error::checkpoint(folder, SINGLE, format!("missing, and there is no {INDEX}")),
     }
 }
@@ -75,8 +80,7 @@ struct Index {
 
 fn read_index(path: &Path) -> Result<HashMap<String, String>> {
     let text = super::hf::read_text(path)?;
-    let index: Index =
-        serde_json::from_str(&text).map_err(|e| Error::checkpoint(path, "weight_map", e.to_string()))?;
+    let index: Index = serde_json::from_str(&text).map_err(|e| Error::checkpoint(path, "weight_map", e.to_string()))?;
     Ok(index.weight_map.0)
 }
 

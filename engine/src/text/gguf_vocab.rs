@@ -84,7 +84,9 @@ impl<'a> Vocabulary<'a> {
             Some(a) if a.len != tokens.len() => {
                 return Err(Fault::new(TYPES, format!("{} types for {} tokens", a.len, tokens.len())));
             }
-            Some(a) => a.iter().map(TokenType::of).collect::<Option<_>>().ok_or_else(|| Fault::new(TYPES, "not 1 to 6"))?,
+            Some(a) => {
+                a.iter().map(TokenType::of).collect::<Option<_>>().ok_or_else(|| Fault::new(TYPES, "not 1 to 6"))?
+            }
         };
         Ok(Vocabulary { tokens, types })
     }
@@ -140,8 +142,7 @@ fn byte_level(gguf: &Gguf, bytes: &[u8], vocabulary: &Vocabulary<'_>) -> Result<
     let specials = vocabulary.specials(true);
     // Where a whole word may be taken without merges, a marker must not be in reach.
     let hidden = |token: &str| pre.ignore_merges && specials.get(token).is_some();
-    let vocab: Vocab =
-        vocabulary.rows().filter(|(_, t, _)| !hidden(t)).map(|(id, t, _)| (t.to_string(), id)).collect();
+    let vocab: Vocab = vocabulary.rows().filter(|(_, t, _)| !hidden(t)).map(|(id, t, _)| (t.to_string(), id)).collect();
     let merges = merges(array(gguf, bytes, MERGES)?.ok_or_else(|| Fault::new(MERGES, "missing"))?)?;
     let built = guarded(|| -> tokenizers::Result<tokenizers::Tokenizer> {
         let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.ignore_merges).build()?;

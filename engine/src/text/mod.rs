@@ -15,12 +15,15 @@ mod guard;
 mod hub;
 mod marks;
 mod pre_tokenizer;
+mod python;
 mod special;
 mod spm;
 mod stop;
+mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use marks::Piece;
 pub use stop::StopStrings;
+pub use template::{ChatTemplate, Message, RenderOptions};
 pub use tokenizer::{MAX_INPUT, Tokenizer};

@@ -49,11 +49,6 @@ impl Specials {
         self.by_text.get(text).copied()
     }
 
-    /// The texts of all markers.
-    pub fn markers(&self) -> impl Iterator<Item = &str> {
-        self.by_text.iter().filter(|(_, s)| s.marker).map(|(t, _)| &**t)
-    }
-
     /// The first token at or after byte `from`, with the range that it takes. `markers`: look for
     /// markers, or for plain pieces.
     pub fn find(&self, text: &str, from: usize, markers: bool) -> Option<(Range<usize>, u32)> {
