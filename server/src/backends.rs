@@ -3,6 +3,7 @@
 //! A backend is a type of its own, so there is no value "a backend": [`open`] picks one and calls back
 //! with a recipe that makes it, on whatever thread it shall live.
 
+use ponder_engine::backend::cpu::CpuBackend;
 use ponder_engine::backend::reference::ReferenceBackend;
 use ponder_engine::backend::{Backend, DeviceInfo, DeviceKind};
 use ponder_engine::{DeviceFault, Error, Result};
@@ -37,7 +38,11 @@ pub fn open<V: WithBackend>(options: &EngineOptions, visitor: V) -> Result<V::Ou
     match choice {
         BackendChoice::Wgpu => Err(unsupported("wgpu")),
         BackendChoice::Cuda => Err(unsupported("cuda")),
-        BackendChoice::Auto | BackendChoice::Cpu | BackendChoice::Reference => {
+        BackendChoice::Auto | BackendChoice::Cpu => {
+            let threads = options.threads;
+            visitor.with(CpuBackend::new(threads)?.info().clone(), move || CpuBackend::new(threads))
+        }
+        BackendChoice::Reference => {
             visitor.with(ReferenceBackend::default().info().clone(), || Ok(ReferenceBackend::default()))
         }
     }
@@ -45,7 +50,8 @@ pub fn open<V: WithBackend>(options: &EngineOptions, visitor: V) -> Result<V::Ou
 
 /// Every device that could run a model here: NVIDIA's, then what wgpu finds, then the CPU.
 pub fn list() -> Vec<DeviceInfo> {
-    vec![ReferenceBackend::default().info().clone()]
+    let cpu = CpuBackend::new(0).map(|cpu| cpu.info().clone());
+    cpu.into_iter().collect()
 }
 
 /// Which of `devices` [`BackendChoice::Auto`] takes: CUDA if a device answers, else a hardware GPU through
@@ -62,7 +68,14 @@ pub fn preferred(devices: &[DeviceInfo]) -> Option<&DeviceInfo> {
 /// # Errors
 /// Those of the device.
 pub fn measure_bandwidth(options: &EngineOptions) -> Result<Option<f64>> {
-    Ok(None)
+    let choice = match options.backend {
+        BackendChoice::Auto => auto(&list()),
+        chosen => chosen,
+    };
+    match choice {
+        BackendChoice::Auto | BackendChoice::Cpu => CpuBackend::new(options.threads)?.measure_bandwidth().map(Some),
+        BackendChoice::Wgpu | BackendChoice::Cuda | BackendChoice::Reference => Ok(None),
+    }
 }
 
 fn auto(devices: &[DeviceInfo]) -> BackendChoice {
