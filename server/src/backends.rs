@@ -50,7 +50,8 @@ pub fn open<V: WithBackend>(options: &EngineOptions, visitor: V) -> Result<V::Ou
 
 /// Every device that could run a model here: NVIDIA's, then what wgpu finds, then the CPU.
 pub fn list() -> Vec<DeviceInfo> {
-    CpuBackend::new(0).map(|cpu| cpu.info().clone()).into_iter().collect()
+    let cpu = CpuBackend::new(0).map(|cpu| cpu.info().clone());
+    cpu.into_iter().collect()
 }
 
 /// Which of `devices` [`BackendChoice::Auto`] takes: CUDA if a device answers, else a hardware GPU through
@@ -71,10 +72,10 @@ pub fn measure_bandwidth(options: &EngineOptions) -> Result<Option<f64>> {
         BackendChoice::Auto => auto(&list()),
         chosen => chosen,
     };
-    if choice != BackendChoice::Cpu {
-        return Ok(None);
+    match choice {
+        BackendChoice::Auto | BackendChoice::Cpu => CpuBackend::new(options.threads)?.measure_bandwidth().map(Some),
+        BackendChoice::Wgpu | BackendChoice::Cuda | BackendChoice::Reference => Ok(None),
     }
-    CpuBackend::new(options.threads)?.measure_bandwidth().map(Some)
 }
 
 fn auto(devices: &[DeviceInfo]) -> BackendChoice {

@@ -62,6 +62,8 @@ pub fn gguf(format: Format) -> TinyModel {
 /// The numbers of the tiny model of a family.
 pub fn config(family: &str) -> ModelConfig {
     let family = Family::by_gguf(family).expect("a family of ours");
+    // Not hidden / heads, where a family allows it.
+    let head_dim = if family.name == "qwen3" { 32 } else { 16 };
     ModelConfig {
         family,
         name: format!("tiny {}", family.name),
@@ -69,16 +71,15 @@ pub fn config(family: &str) -> ModelConfig {
         hidden: 64,
         heads: 4,
         kv_heads: 2,
-        // Not hidden / heads, where a family allows it.
-        head_dim: if family.name == "qwen3" { 32 } else { 16 },
+        head_dim,
         ffn: 96,
         vocab: VOCAB,
         context: CONTEXT,
         norm_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, dim: 16, pairing: Pairing::Halves, scaling: RopeScaling::None },
+        rope: Rope { theta: 10_000.0, dim: head_dim, pairing: Pairing::Halves, scaling: RopeScaling::None },
         local: None,
         tied: false,
-        attention_scale: 0.25,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
     }
 }
 

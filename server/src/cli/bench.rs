@@ -190,6 +190,7 @@ fn report(args: &BenchArgs, engine: &Engine, samples: &[Sample], weights: u64, b
             "memory_bandwidth_gb_s": bandwidth.map_or(Value::Null, |b| json!(b / 1e9)),
             "fraction_of_bandwidth": fraction,
             "bytes_per_step": bytes,
+            "kv_pool_bytes": engine.sizing().pool_bytes(),
             "prompt_tokens": args.prompt_tokens,
             "decode_tokens": args.decode_tokens,
             "batch": args.batch,
