@@ -10,6 +10,7 @@ use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::{Finish, SamplingParams, SeqId};
 use ponder_engine::schedule::SchedulerOptions;
+use ponder_engine::spec::DrafterKind;
 use ponder_engine::text::Tokenizer;
 
 const BLOCK: usize = 4;
@@ -96,7 +97,9 @@ fn system(blocks: usize) -> System {
         block_size: BLOCK,
     };
     let tokenizer = Arc::new(tokenizer());
-    System::start(SystemOptions { scheduler, target, tokenizer, step_timeout: Duration::from_millis(500) }).unwrap()
+    let step_timeout = Duration::from_millis(500);
+    let drafter = DrafterKind::None;
+    System::start(SystemOptions { scheduler, target, tokenizer, drafter, step_timeout }).unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {
