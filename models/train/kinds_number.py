@@ -210,7 +210,8 @@ def lineq(rng, depth):
         operands = (a, b, c)
         sides = f"{left} = {c}"
     elif depth == "middle":
-        a, b = rng.randint(2, 9), rng.choice([-1, 1]) * rng.randint(1, 30)
+        a = rng.randint(2, 9)
+        b = rng.choice([rng.randint(1, 30), -rng.randint(1, min(30, a * x - 1))])
         c = a * x + b
         sides = f"{a}x {'+' if b > 0 else '-'} {abs(b)} = {c}"
         work = [f"{a}x={c}{'-' if b > 0 else '+'}{abs(b)}={a * x}", f"x={a * x}/{a}={x}"]
