@@ -19,13 +19,13 @@ SHORT = {
 }
 LONG = {
     "depth": {"trivial": 12, "easy": 20, "middle": 36, "hard": 32},
-    "effort": {"low": 40, "medium": 8, "full": 28, "cut": 12, "none": 12},
+    "effort": {"low": 46, "medium": 8, "full": 20, "cut": 12, "none": 14},
 }
 
 
 def mix_at(progress):
-    """From short chains to long ones over the first third of the run."""
-    t = min(1.0, progress / 0.35)
+    """From short chains to long ones over the first half of the run."""
+    t = min(1.0, max(0.0, progress - 0.1) / 0.4)
     return {name: {k: (1 - t) * SHORT[name][k] + t * LONG[name][k] for k in SHORT[name]} for name in SHORT}
 
 
