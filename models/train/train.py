@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from data import Sampler
-from model import TARGET, Llama, save_folder
+from model import TARGET, Llama, load_folder, save_folder
 from muon import Muon
 
 HERE = Path(__file__).parent
@@ -40,6 +40,7 @@ def arguments():
     p.add_argument("--seed", type=int, default=7)
     p.add_argument("--kind-weights", help="JSON file: {'kind.depth': weight}")
     p.add_argument("--save-every", type=float, default=240, help="seconds")
+    p.add_argument("--init", help="model folder whose weights a new run begins with")
     p.add_argument("--no-compile", action="store_true")
     return p.parse_args()
 
@@ -116,7 +117,7 @@ def work(rank, args):
     if args.workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{args.run}/rendezvous", rank=rank, world_size=args.workers)
     tokenizer = Tokenizer.from_file(args.tokenizer)
-    model = Llama(TARGET)
+    model = load_folder(args.init).train() if args.init else Llama(TARGET)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = Muon(matrices, lr=args.lr)
