@@ -23,7 +23,7 @@ def read(run):
 def main():
     plt.rcParams["svg.hashsalt"] = "ponder"
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    target, draft = read("target"), read("draft")
+    target, draft = [r for r in read("target") if "loss" in r], read("draft")
     left.plot([r["tokens"] / 1e6 for r in target], [r["loss"] for r in target], color="#2b5f8a", lw=1)
     left.set(title="target", xlabel="million training tokens", ylabel="cross-entropy of trained tokens (nats)", yscale="log")
     for stage, colour in (("warm", "#2b5f8a"), ("distill", "#c2571a")):

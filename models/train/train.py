@@ -24,7 +24,7 @@ from model import TARGET, Llama, load_folder, save_folder
 from muon import Muon
 
 HERE = Path(__file__).parent
-LENGTH_STEP = 32  # rows of a batch are padded to a multiple of this
+LENGTH_STEP = 8  # rows of a batch are padded to a multiple of this
 
 
 def arguments():
@@ -38,7 +38,7 @@ def arguments():
     p.add_argument("--adam-lr", type=float, default=0.003)
     p.add_argument("--decay-from", type=float, default=0.5, help="share of the run after which the rate falls to zero")
     p.add_argument("--seed", type=int, default=7)
-    p.add_argument("--kind-weights", help="JSON file: {'kind.depth': weight}")
+    p.add_argument("--kind-weights", type=json.loads, help="JSON: {'kind.depth': weight}")
     p.add_argument("--save-every", type=float, default=240, help="seconds")
     p.add_argument("--init", help="model folder whose weights a new run begins with")
     p.add_argument("--no-compile", action="store_true")
@@ -111,6 +111,16 @@ def all_reduce_gradients(model, loss, weight, tokens):
     return loss / weight, int(tokens)
 
 
+def reread(args, log, step):
+    """Options changed by hand during the run."""
+    changes = json.loads((Path(args.run) / "control.json").read_text())
+    for name, value in changes.items():
+        assert hasattr(args, name), name
+        setattr(args, name, value)
+    if log:
+        log.write(json.dumps({"step": step, "control": changes}) + "\n")
+
+
 def work(rank, args):
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
@@ -130,11 +140,11 @@ def work(rank, args):
         muon.load_state_dict(state["muon"])
         adam.load_state_dict(state["adam"])
         step, seen, where = state["step"], state["tokens"], state["where"]
-    weights = json.loads(Path(args.kind_weights).read_text()) if args.kind_weights else None
-    batches = Batches(Sampler(tokenizer, args.seed, kind_weights=weights), rank, args.batch, *where[rank])
+    batches = Batches(Sampler(tokenizer, args.seed, kind_weights=args.kind_weights), rank, args.batch, *where[rank])
     compute = loss_sum if args.no_compile else torch.compile(loss_sum, dynamic=True)
     log = open(Path(args.run) / "log.jsonl", "a") if rank == 0 else None
     losses, saved, began, began_tokens = [], time.time(), time.time(), seen
+    control, control_time = Path(args.run) / "control.json", 0.0
 
     while seen < args.tokens:
         progress = seen / args.tokens
@@ -156,10 +166,15 @@ def work(rank, args):
             losses = []
             log.write(json.dumps(line) + "\n")
             log.flush()
-        due = torch.tensor([float(rank == 0 and time.time() - saved > args.save_every or seen >= args.tokens)])
+        changed = control.exists() and control.stat().st_mtime > control_time
+        due = torch.tensor([float(time.time() - saved > args.save_every or seen >= args.tokens), float(changed)])
         if args.workers > 1:
             dist.broadcast(due, 0)
-        if due.item():
+        if due[1].item():
+            control_time = control.stat().st_mtime
+            reread(args, log, step)
+            batches.batch, batches.sampler.kind_weights = args.batch, args.kind_weights or {}
+        if due[0].item():
             saved, places = time.time(), [None] * args.workers
             if args.workers > 1:
                 dist.all_gather_object(places, (batches.pool, batches.used))
