@@ -179,7 +179,10 @@ fn start_actors(options: SystemOptions, device: DeviceThread) -> Handle {
     let star = Star {
         scheduler: Port::new("scheduler", shell.start()),
         kv: Port::new("kv", allocator.start()),
-        draft: Port::new("draft", DraftModel { drafters: Drafters::new(options.drafter), tracer: tracer.clone() }.start()),
+        draft: Port::new(
+            "draft",
+            DraftModel { drafters: Drafters::new(options.drafter), tracer: tracer.clone() }.start(),
+        ),
         target: Port::new("target", target.start()),
     };
     let tokenizer = options.tokenizer;

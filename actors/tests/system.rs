@@ -86,8 +86,9 @@ fn tokenizer() -> Tokenizer {
 
 fn system(blocks: usize) -> System {
     let hangs = Arc::new(AtomicUsize::new(0));
-    let target: Loader =
-        Arc::new(move || Ok(Box::new(Hash { slots: vec![None; 64 * 64], hangs: hangs.clone() }) as Box<dyn BatchRunner>));
+    let target: Loader = Arc::new(move || {
+        Ok(Box::new(Hash { slots: vec![None; 64 * 64], hangs: hangs.clone() }) as Box<dyn BatchRunner>)
+    });
     let scheduler = SchedulerOptions {
         max_step_tokens: 32,
         prefill_chunk: 7,

@@ -166,5 +166,7 @@ fn choose(options: &WgpuOptions, all: &[AdapterSummary]) -> Result<usize> {
     };
     let by_name = || all.iter().find(|a| a.name.to_lowercase().contains(&wanted.to_lowercase())).map(|a| a.index);
     let by_index = wanted.parse().ok().filter(|i| *i < all.len());
-    by_index.or_else(by_name).ok_or_else(|| Error::invalid("PONDER_WGPU_ADAPTER", format!("{wanted:?} is none of {}", names())))
+    by_index
+        .or_else(by_name)
+        .ok_or_else(|| Error::invalid("PONDER_WGPU_ADAPTER", format!("{wanted:?} is none of {}", names())))
 }

@@ -189,7 +189,8 @@ mod tests {
                     Err(e) => failures.push(e),
                     Ok(checked) => {
                         failures.extend(translate(&variant, &checked).err());
-                        let storage = interface(&checked).bindings.iter().filter(|b| b.kind != BindingKind::Dims).count();
+                        let storage =
+                            interface(&checked).bindings.iter().filter(|b| b.kind != BindingKind::Dims).count();
                         if storage > STORAGE_BUFFERS {
                             failures.push(format!("{}: {storage} storage buffers", variant.label()));
                         }
