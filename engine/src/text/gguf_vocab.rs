@@ -182,7 +182,7 @@ fn sentence_piece(gguf: &Gguf, bytes: &[u8], vocabulary: &Vocabulary<'_>) -> Res
     });
     let unknown = vocabulary.rows().find(|(_, _, t)| *t == TokenType::Unknown).map(|(id, ..)| id);
     let space_prefix = flag(gguf, bytes, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let core = Core::Spm(Spm::new(pieces.zip(scores), unknown, space_prefix));
+    let core = Core::Spm(Box::new(Spm::new(pieces.zip(scores), unknown, space_prefix)));
     let table = vocabulary.table(from_sentence_piece);
     let spelling = Spelling::SentencePiece { strip: space_prefix };
     Ok(Tokenizer { core, specials: vocabulary.specials(false), table: table.into(), spelling })
