@@ -8,6 +8,7 @@ use super::pre_tokenizer::PreTokenizer;
 use super::special::{Special, Specials};
 use super::spm::Spm;
 use super::tokenizer::{Core, Spelling, Tokenizer};
+use crate::checkpoint::ends_a_turn;
 use crate::checkpoint::gguf::{Array, Fault, Gguf, Value};
 
 type Result<T> = std::result::Result<T, Fault>;
@@ -103,7 +104,11 @@ impl<'a> Vocabulary<'a> {
             let is_space = token.chars().all(|c| c.is_whitespace() || c == '▁');
             match t {
                 TokenType::Control | TokenType::Unknown => specials.insert(token, Special::new(id, true)),
-                TokenType::UserDefined => specials.insert(token, Special::new(id, added_are_markers && !is_space)),
+                // What ends texts elsewhere is a marker whatever its type, as in llama.cpp.
+                TokenType::UserDefined => {
+                    let marker = (added_are_markers && !is_space) || token == "</s>" || ends_a_turn(token);
+                    specials.insert(token, Special::new(id, marker));
+                }
                 TokenType::Normal | TokenType::Unused | TokenType::Byte => {}
             }
         }
