@@ -93,7 +93,10 @@ impl SamplingParams {
         }
         for (token, bias) in &self.logit_bias {
             if *token as usize >= vocab {
-                return Err(Error::invalid("logit_bias", format!("token {token} is not below the vocabulary's {vocab}")));
+                return Err(Error::invalid(
+                    "logit_bias",
+                    format!("token {token} is not below the vocabulary's {vocab}"),
+                ));
             }
             within("logit_bias", *bias, -100.0, 100.0)?;
         }

@@ -35,7 +35,8 @@ impl WithBackend for Look {
 }
 
 fn main() -> anyhow::Result<()> {
-    let options = EngineOptions { max_num_seqs: 1, backend: BackendChoice::Cpu, ..EngineOptions::new(ponder_examples::model()?) };
+    let options =
+        EngineOptions { max_num_seqs: 1, backend: BackendChoice::Cpu, ..EngineOptions::new(ponder_examples::model()?) };
     ponder::backends::open(&options.clone(), Look(Opened::open(options)?))?;
     Ok(())
 }

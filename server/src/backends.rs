@@ -36,7 +36,7 @@ pub fn open<V: WithBackend>(options: &EngineOptions, visitor: V) -> Result<V::Ou
         chosen => chosen,
     };
     match choice {
-        BackendChoice::Wgpu => Err(unsupported("wgpu")),
+        BackendChoice::Wgpu => open_wgpu(options, visitor),
         BackendChoice::Cuda => Err(unsupported("cuda")),
         BackendChoice::Auto | BackendChoice::Cpu => {
             let threads = options.threads;
@@ -48,10 +48,42 @@ pub fn open<V: WithBackend>(options: &EngineOptions, visitor: V) -> Result<V::Ou
     }
 }
 
+#[cfg(feature = "wgpu")]
+fn open_wgpu<V: WithBackend>(options: &EngineOptions, visitor: V) -> Result<V::Out> {
+    use ponder_shaders::{WgpuBackend, WgpuOptions};
+    let mut wanted = WgpuOptions::default();
+    wanted.adapter = options.adapter.clone().or(wanted.adapter);
+    let make = move || WgpuBackend::new(wanted.clone());
+    visitor.with(make()?.info().clone(), make)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu<V: WithBackend>(_: &EngineOptions, _: V) -> Result<V::Out> {
+    Err(unsupported("wgpu"))
+}
+
+#[cfg(feature = "wgpu")]
+fn list_wgpu() -> Vec<DeviceInfo> {
+    let describe = |a: ponder_shaders::AdapterSummary| DeviceInfo {
+        backend: "wgpu",
+        name: a.name,
+        kind: a.kind,
+        memory_bytes: None,
+        row_buckets: Vec::new(), // known once it is open
+        features: vec![a.api, a.driver, format!("profile {}", a.profile)],
+    };
+    ponder_shaders::adapters().into_iter().map(describe).collect()
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn list_wgpu() -> Vec<DeviceInfo> {
+    Vec::new()
+}
+
 /// Every device that could run a model here: NVIDIA's, then what wgpu finds, then the CPU.
 pub fn list() -> Vec<DeviceInfo> {
     let cpu = CpuBackend::new(0).map(|cpu| cpu.info().clone());
-    cpu.into_iter().collect()
+    list_wgpu().into_iter().chain(cpu).collect()
 }
 
 /// Which of `devices` [`BackendChoice::Auto`] takes: CUDA if a device answers, else a hardware GPU through

@@ -25,13 +25,8 @@ pub enum BackendChoice {
 
 impl BackendChoice {
     /// Every choice, in the order in which help texts list them.
-    pub const ALL: [BackendChoice; 5] = [
-        BackendChoice::Auto,
-        BackendChoice::Cpu,
-        BackendChoice::Wgpu,
-        BackendChoice::Cuda,
-        BackendChoice::Reference,
-    ];
+    pub const ALL: [BackendChoice; 5] =
+        [BackendChoice::Auto, BackendChoice::Cpu, BackendChoice::Wgpu, BackendChoice::Cuda, BackendChoice::Reference];
 
     /// The word for it on the command line.
     pub const fn name(self) -> &'static str {

@@ -87,7 +87,8 @@ pub fn config(family: &str) -> ModelConfig {
 fn values(config: &ModelConfig, id: WeightId) -> Vec<f32> {
     let (rows, cols) = id.shape(config);
     let name = id.gguf_name();
-    let mut state = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+    let mut state =
+        name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
     let (mean, spread) = match id {
         _ if id.is_norm() => (1.0, 0.1),
         WeightId::Embed => (0.0, 1.0),
@@ -133,7 +134,10 @@ fn write_hugging_face(folder: &Path, config: &ModelConfig, dtype: Dtype) {
     json("config.json", config_json(config));
     json("generation_config.json", json!({ "bos_token_id": 257, "eos_token_id": [256, 258] }));
     json("tokenizer.json", tokenizer_json());
-    json("tokenizer_config.json", json!({ "add_bos_token": false, "chat_template": TEMPLATE, "eos_token": "<|im_end|>" }));
+    json(
+        "tokenizer_config.json",
+        json!({ "add_bos_token": false, "chat_template": TEMPLATE, "eos_token": "<|im_end|>" }),
+    );
 }
 
 fn config_json(c: &ModelConfig) -> Value {

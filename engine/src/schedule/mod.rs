@@ -105,7 +105,8 @@ impl Scheduler {
             let pool = self.options.blocks * self.options.block_size;
             if seq.longest() > pool {
                 let wanted = seq.longest();
-                let message = format!("{wanted} tokens with the answer, but the KV cache holds {pool}; lower max_tokens");
+                let message =
+                    format!("{wanted} tokens with the answer, but the KV cache holds {pool}; lower max_tokens");
                 self.forget(request.id);
                 return Err(Error::invalid("prompt", message));
             }

@@ -178,7 +178,10 @@ mod tests {
 
     #[test]
     fn bytes_in_words_and_back() {
-        assert_eq!((byte_count("123"), byte_count("1.5G"), byte_count("500MB")), (Ok(123), Ok(1_500_000_000), Ok(500_000_000)));
+        assert_eq!(
+            (byte_count("123"), byte_count("1.5G"), byte_count("500MB")),
+            (Ok(123), Ok(1_500_000_000), Ok(500_000_000))
+        );
         for wrong in ["", "G", "x", "-1", "1Q", "nan"] {
             assert!(byte_count(wrong).is_err(), "{wrong}");
         }

@@ -73,7 +73,10 @@ pub fn bench(args: BenchArgs) -> Result<()> {
     let opened = Opened::open(options)?;
     let weights = opened.checkpoint.weight_bytes();
     let bandwidth = ponder::backends::measure_bandwidth(&opened.options)?;
-    let options = EngineOptions { kv_memory: opened.options.kv_memory.or(Some(pool_bytes(&args, &opened))), ..opened.options.clone() };
+    let options = EngineOptions {
+        kv_memory: opened.options.kv_memory.or(Some(pool_bytes(&args, &opened))),
+        ..opened.options.clone()
+    };
     let opened = Opened { options, ..opened };
     let mut loading = Loading::new(&args.output);
     let engine = opened.load(|p| loading.show(p))?;

@@ -102,7 +102,8 @@ impl WithBackend for Logprobs {
         let mut steps = Vec::new();
         score(&mut runner, &self.tokens[..self.tokens.len() - 1], self.from, |position, logits| {
             let id = self.tokens[position + 1];
-            let top = likeliest(logits, self.n).into_iter().map(|(id, logprob)| json!({ "id": id, "logprob": logprob }));
+            let top =
+                likeliest(logits, self.n).into_iter().map(|(id, logprob)| json!({ "id": id, "logprob": logprob }));
             steps.push(json!({ "id": id, "logprob": log_probability(logits, id), "top": top.collect::<Vec<_>>() }));
         })?;
         Ok(steps)

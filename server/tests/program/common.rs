@@ -56,10 +56,5 @@ pub fn ponder_with(args: &[&str], stdin: &str, variables: &[(&str, &str)]) -> Ra
     let _ = child.stdin.take().expect("piped").write_all(stdin.as_bytes());
     let output = child.wait_with_output().expect("the program ends");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program writes UTF-8");
-    Ran {
-        code: output.status.code(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-        took: begun.elapsed(),
-    }
+    Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr), took: begun.elapsed() }
 }
