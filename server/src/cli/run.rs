@@ -37,7 +37,7 @@ pub struct RunArgs {
     #[arg(long, env = "PONDER_SYSTEM", value_name = "TEXT", conflicts_with = "raw")]
     pub system: Option<String>,
     /// With --json: the N likeliest tokens of every step and the logarithms of their probabilities
-    #[arg(long, env = "PONDER_TOP_LOGPROBS", value_name = "N", requires = "json")]
+    #[arg(long, env = "PONDER_TOP_LOGPROBS", allow_negative_numbers = true, value_name = "N", requires = "json")]
     pub top_logprobs: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,

@@ -1,8 +1,6 @@
 //! The contract of the command line, on tiny models with random weights.
 
-mod common;
-
-use common::{ponder, ponder_with};
+use crate::common::{ponder, ponder_with};
 use ponder_engine::format::Format;
 use ponder_tests::tiny_model::{gguf, hugging_face};
 use safetensors::Dtype;
