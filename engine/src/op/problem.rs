@@ -365,7 +365,15 @@ impl Cache {
     }
     /// Attention rows over all sequences: the last positions of each in turn.
     #[allow(clippy::too_many_arguments)]
-    fn attend(&self, m: &mut Maker, kv: KvFormat, heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) {
+    fn attend(
+        &self,
+        m: &mut Maker,
+        kv: KvFormat,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        window: Option<usize>,
+    ) {
         let (rows, live) = (m.rows(), m.live);
         let seqs = self.lengths.len();
         let seq_of = |r: usize| (seqs - 1 - r % seqs) as u32;
@@ -515,7 +523,8 @@ fn stable_row(row: usize, vocab: usize, params: SampleRow, list: &[Adjust]) -> (
         };
         let near = |f: f32| SampleRow { top_p: (params.top_p * f).min(1.0), min_p: params.min_p * f, ..params };
         let first = choice(params, 0.0);
-        let variants = [choice(near(1.0003), 0.0), choice(near(0.9997), 0.0), choice(params, 2e-5), choice(params, -2e-5)];
+        let variants =
+            [choice(near(1.0003), 0.0), choice(near(0.9997), 0.0), choice(params, 2e-5), choice(params, -2e-5)];
         if variants.iter().all(|v| *v == first) {
             return (params, z);
         }
