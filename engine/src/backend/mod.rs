@@ -1,6 +1,7 @@
 //! The one seam between the engine and a device: compile a program once, launch it often.
 
 pub mod check;
+pub mod cpu;
 pub mod reference;
 
 use std::collections::HashMap;

@@ -1,0 +1,190 @@
+//! Activations for the integer kernels: 24-bit block fixed point, cut into three planes of int8.
+//!
+//! A group of 32 values of a row becomes `s * X`: `s` is a power of two chosen from the group's
+//! largest magnitude, `X` a signed integer of up to 23 bits and sign, so the largest values keep the
+//! precision of f32 itself (error at most 2^-24 to 2^-23 of the group's maximum, the size of one f32
+//! rounding, of which a chain of f32 fused multiply-adds makes one per product). `X` is split into
+//! balanced digits, `X = a2 * 65536 + a1 * 256 + a0` with digits in -128..=127, and integer dot
+//! products with the weights' unsigned quants are exact: no order of summation can change a bit.
+//! That is not the 8-bit activation quantisation of other engines, which rounds to 2^-8.
+
+use super::panel::GROUP;
+use super::simd::Isa;
+
+/// 32 activations of one row.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct RowGroup {
+    /// The digits, most significant plane first.
+    pub planes: [[i8; GROUP]; 3],
+    /// `s`; NaN where a value is not finite.
+    pub scale: f32,
+    /// `s * sum(X)`.
+    pub sum: f32,
+    /// `-8 * sum(X)`: what centres unsigned 4-bit quants.
+    pub centre8: i32,
+    /// `-sum(a2 * 256 + a1)` of each half.
+    pub negated_high: [i32; 2],
+    /// `-sum(a0)` of each half.
+    pub negated_low: [i32; 2],
+    pad: i32,
+}
+
+/// Largest tile of rows that a kernel works on at once.
+pub const TILE: usize = 8;
+
+/// Cuts `rows` into tiles of at most `most` (a power of two): whole ones, then the rest by powers of two.
+/// Tile `(start, len)` of a buffer with `width` elements per row lies at `start * width`,
+/// as `[width][len]`.
+pub fn tiles(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let left = rows - start;
+        if left == 0 {
+            return None;
+        }
+        let len = if left >= most { most } else { 1 << left.ilog2() };
+        start += len;
+        Some((start - len, len))
+    })
+}
+
+/// Where row `row` of `rows` lies: its tile's first row, the tile's rows, its index in the tile.
+pub fn place(row: usize, rows: usize, most: usize) -> (usize, usize, usize) {
+    let full = rows / most * most;
+    if row < full {
+        return (row / most * most, most, row % most);
+    }
+    let (mut start, mut left) = (full, rows - full);
+    loop {
+        let len = 1 << left.ilog2();
+        if row < start + len {
+            return (start, len, row - start);
+        }
+        start += len;
+        left -= len;
+    }
+}
+
+/// Converts 32 values.
+///
+/// # Safety
+/// `x` has 32 readable values, `out` is writable.
+#[inline(always)]
+pub unsafe fn quantise<S: Isa>(s: S, x: *const f32, out: *mut RowGroup) {
+    // SAFETY: the caller's promise; `RowGroup` has 32 bytes per plane.
+    unsafe {
+        let halves = [s.load(x), s.load(x.add(16))];
+        let magnitude = halves.map(|h| s.and(s.bits(h), s.splat_i(0x7fff_ffff)));
+        let largest = s.max_lane_i(s.max_i(magnitude[0], magnitude[1])) as u32;
+        if largest >= 0x7f80_0000 {
+            return out.write(poison());
+        }
+        // The exponent of the largest value, one up if it would round to more than 127 * 65536.
+        // From 23 on both `s` and `1 / s` are normal numbers; smaller groups just use fewer bits.
+        let exponent = ((largest + 0x2_0000) >> 23).max(23);
+        let scale = f32::from_bits((exponent - 22) << 23);
+        let inverse = s.splat(f32::from_bits((276 - exponent) << 23));
+        let value = halves.map(|h| s.round(s.mul(h, inverse)));
+        let bias = s.splat_i(0x0080_8080);
+        let mut total = 0;
+        for (half, x) in value.into_iter().enumerate() {
+            let digits = s.xor(s.add_i(x, bias), bias);
+            let plane = |p: usize| (&raw mut (*out).planes[p]).cast::<u8>().add(16 * half);
+            s.store_u8(plane(2), digits);
+            s.store_u8(plane(1), s.shr::<8>(digits));
+            s.store_u8(plane(0), s.shr::<16>(digits));
+            let low = s.sum_i(s.sra::<24>(s.shl::<24>(digits)));
+            let sum = s.sum_i(x);
+            (*out).negated_low[half] = -low;
+            (*out).negated_high[half] = -((sum - low) >> 8);
+            total += sum;
+        }
+        (*out).scale = scale;
+        (*out).sum = scale * total as f32;
+        (*out).centre8 = total.wrapping_mul(-8);
+    }
+}
+
+/// A group with a value that is not finite: every product with it is NaN.
+fn poison() -> RowGroup {
+    let (scale, sum) = (f32::NAN, f32::NAN);
+    let zeros = [0; 2];
+    RowGroup { planes: [[0; GROUP]; 3], scale, sum, centre8: 0, negated_high: zeros, negated_low: zeros, pad: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::{Kernel, Level};
+    use super::*;
+
+    struct Quantise([f32; GROUP]);
+    impl Kernel for Quantise {
+        type Out = RowGroup;
+        #[inline(always)]
+        fn run<S: Isa>(self, s: S) -> RowGroup {
+            let mut group = poison();
+            // SAFETY: 32 values in, one group out.
+            unsafe { quantise(s, self.0.as_ptr(), &mut group) };
+            group
+        }
+    }
+
+    fn value(g: &RowGroup, i: usize) -> f64 {
+        let x = g.planes[0][i] as i64 * 65536 + g.planes[1][i] as i64 * 256 + g.planes[2][i] as i64;
+        x as f64 * g.scale as f64
+    }
+
+    #[test]
+    fn values_are_kept_to_the_rounding_of_f32() {
+        let mut seed = 1u32;
+        let mut uniform = || {
+            seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
+            seed as f32 / u32::MAX as f32 * 2.0 - 1.0
+        };
+        for trial in 0..400 {
+            let size = 2f32.powi(trial % 250 - 125);
+            let mut x: [f32; GROUP] = std::array::from_fn(|_| uniform() * size);
+            match trial % 5 {
+                0 => x[3] = size * 1.999_999_9,
+                1 => x[7] = -size * 1.984_375,
+                2 => x = x.map(|v| v * v * v * v / (size * size * size)),
+                _ => {}
+            }
+            let x = x.map(|v| if v.is_finite() { v } else { 0.0 });
+            let max = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
+            let groups: Vec<RowGroup> = Level::available().iter().map(|l| l.run(Quantise(x))).collect();
+            for g in &groups {
+                for (i, v) in x.iter().enumerate() {
+                    let error = (value(g, i) - *v as f64).abs();
+                    assert!(error <= max * 2f64.powi(-22) / 1.9 + 2f64.powi(-126), "{v:e} became {:e}", value(g, i));
+                }
+                let sum: i64 = (0..GROUP).map(|i| (value(g, i) / g.scale as f64) as i64).sum();
+                assert_eq!(g.centre8, (sum * -8) as i32);
+                let both = |halves: [i32; 2]| halves[0] as i64 + halves[1] as i64;
+                assert_eq!(both(g.negated_high) * 256 + both(g.negated_low), -sum);
+                assert_eq!((g.planes, g.scale.to_bits()), (groups[0].planes, groups[0].scale.to_bits()));
+            }
+        }
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = [1.0; GROUP];
+            x[31] = bad;
+            assert!(Level::available().iter().all(|l| l.run(Quantise(x)).scale.is_nan()));
+        }
+    }
+
+    #[test]
+    fn every_row_has_a_place() {
+        for rows in 1..40 {
+            let mut row = 0;
+            for (start, len) in tiles(rows, TILE) {
+                assert_eq!(start, row);
+                for i in 0..len {
+                    assert_eq!(place(row, rows, TILE), (start, len, i));
+                    row += 1;
+                }
+            }
+            assert_eq!(row, rows);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Causal attention over the paged cache, by online softmax (Milakov and Gimelshein 2018).
+//!
+//! Positions are cut the same way for every row: tiles of 32 tokens from position 0, splits of 128.
+//! A split keeps its own maximum, sum and weighted values; splits are merged in ascending order. So a
+//! row's arithmetic depends on its own position alone, and splits may run on different threads
+//! (few rows) or one after another beside other rows that share the tile (many rows): the same bits.
+
+use super::attend::{Attend, Query, State, WORK_QUERIES, work_floats};
+use super::kv::Cache;
+use super::memory::Ptr;
+use super::plan::{Builder, Live, Step};
+use super::pool::Worker;
+use super::simd::{Isa, Kernel, Level};
+use crate::op;
+use crate::program::{Program, RowSpace};
+
+/// Tokens of a split.
+pub const SPLIT: usize = 128;
+/// Rows of one sequence that pass over its keys together.
+const ROW_BLOCK: usize = 8;
+/// Up to this many rows, splits are shared out among the threads.
+const SPLIT_ROWS: usize = 16;
+/// Most floats of scratch for the splits' partial results, unless one row needs more.
+const PARTIAL_FLOATS: usize = 4 << 20;
+
+/// [`op::Attention`].
+pub struct Attention {
+    q: Ptr<f32>,
+    keys: Cache,
+    values: Cache,
+    positions: Ptr<u32>,
+    row_seq: Ptr<u32>,
+    tables: Ptr<u32>,
+    seqs: usize,
+    max_blocks: usize,
+    out: Ptr<f32>,
+    heads: usize,
+    scale: f32,
+    window: Option<usize>,
+    private: (Ptr<u8>, usize),
+    partials: Ptr<f32>,
+    /// Rows that the partial results have room for.
+    partial_rows: usize,
+    level: Level,
+}
+
+/// Floats of one row's partial results: a state per head and split.
+fn partial_floats(program: &Program, o: &op::Attention) -> usize {
+    let tokens = program.decl(o.block_tables).shape[1] * program.decl(o.k_cache).shape[1];
+    tokens.div_ceil(SPLIT) * o.heads * State::floats(o.head_dim)
+}
+
+fn partial_rows(program: &Program, o: &op::Attention) -> usize {
+    (PARTIAL_FLOATS / partial_floats(program, o).max(1)).clamp(1, SPLIT_ROWS)
+}
+
+/// Bytes wanted per thread, and for partial results.
+pub fn scratch(program: &Program, o: &op::Attention) -> (usize, usize) {
+    let private = 4 * work_floats(o.head_dim, ROW_BLOCK * (o.heads / o.kv_heads));
+    (private, 4 * partial_floats(program, o) * partial_rows(program, o))
+}
+
+impl Attention {
+    /// From the op.
+    pub fn new(b: &Builder<'_>, o: &op::Attention) -> Self {
+        let [seqs, max_blocks] = b.shape(o.block_tables)[..] else { panic!("block tables have two dimensions") };
+        Self {
+            q: b.ptr(o.q),
+            keys: Cache::new(b, o.k_cache),
+            values: Cache::new(b, o.v_cache),
+            positions: b.ptr(o.positions),
+            row_seq: b.ptr(o.row_seq),
+            tables: b.ptr(o.block_tables),
+            seqs,
+            max_blocks,
+            out: b.ptr(o.out),
+            heads: o.heads,
+            scale: o.scale,
+            window: o.window,
+            private: b.private(),
+            partials: b.partials(),
+            partial_rows: partial_rows(b.program, o),
+            level: b.level,
+        }
+    }
+    fn group(&self) -> usize {
+        self.heads / self.keys.kv_heads
+    }
+    /// A row's position and first visible token.
+    fn visible(&self, row: usize) -> (usize, usize) {
+        // SAFETY: a live row.
+        let position = unsafe { *self.positions.at(row) } as usize;
+        (self.window.map_or(0, |w| (position + 1).saturating_sub(w)), position)
+    }
+    fn sequence(&self, row: usize) -> usize {
+        // SAFETY: a live row.
+        unsafe { *self.row_seq.at(row) as usize }
+    }
+    /// What a head of a row asks.
+    fn query(&self, row: usize, head: usize) -> Query {
+        let (first, last) = self.visible(row);
+        let dim = self.keys.head_dim;
+        // SAFETY: a live row's head.
+        Query { q: unsafe { self.q.at((row * self.heads + head) * dim) }, first, last }
+    }
+    fn attend<'a>(&'a self, worker: &Worker<'_>, row: usize, kv_head: usize) -> Attend<'a> {
+        let seq = self.sequence(row);
+        assert!(seq < self.seqs, "row {row} names block table {seq} of {}", self.seqs);
+        let (private, bytes) = self.private;
+        Attend {
+            keys: &self.keys,
+            values: &self.values,
+            // SAFETY: a row of the tables; each thread has its own part of the working memory.
+            table: unsafe { self.tables.slice(seq * self.max_blocks, self.max_blocks) },
+            kv_head,
+            scale: self.scale,
+            // SAFETY: as above.
+            work: unsafe { private.at(worker.index * bytes) }.cast(),
+        }
+    }
+    /// Where the state of a (row, head, split) is kept between the two phases.
+    fn partial(&self, row: usize, head: usize, split: usize) -> State {
+        let floats = State::floats(self.keys.head_dim);
+        let splits = (self.max_blocks * self.keys.block_size).div_ceil(SPLIT);
+        // SAFETY: `partial_rows` rows have room for every head and split.
+        State::new(unsafe { self.partials.at(((row * self.heads + head) * splits + split) * floats) }, self.keys.head_dim)
+    }
+    /// The splits that a row sees.
+    fn splits(&self, row: usize) -> std::ops::Range<usize> {
+        let (first, last) = self.visible(row);
+        first / SPLIT..last / SPLIT + 1
+    }
+    fn write(&self, row: usize, head: usize, total: State) {
+        let dim = self.keys.head_dim;
+        // SAFETY: a live row's head, this item's own.
+        let out = unsafe { self.out.slice_mut((row * self.heads + head) * dim, dim) };
+        self.level.run(Finish { total, out });
+    }
+
+    /// Few rows: every split is an item, then every head merges its own.
+    fn by_split(&self, w: &Worker<'_>, rows: usize) {
+        let (kv_heads, group) = (self.keys.kv_heads, self.group());
+        let most = (0..rows).map(|r| self.splits(r).len()).max().unwrap_or(0);
+        w.phase(rows * most * kv_heads, 1, |range| {
+            for item in range {
+                let (row, nth, kv_head) = (item / kv_heads / most, item / kv_heads % most, item % kv_heads);
+                let Some(split) = self.splits(row).nth(nth) else { continue };
+                let heads = kv_head * group..(kv_head + 1) * group;
+                for heads in chunks(heads, WORK_QUERIES) {
+                    let mut attend = self.attend(w, row, kv_head);
+                    let queries: Vec<Query> = heads.clone().map(|h| self.query(row, h)).collect();
+                    let states: Vec<State> = heads.map(|h| self.partial(row, h, split)).collect();
+                    self.level.run(OneSplit { attend: &mut attend, queries: &queries, states: &states, split });
+                }
+            }
+        });
+        w.phase(rows * self.heads, 1, |range| {
+            for item in range {
+                let (row, head) = (item / self.heads, item % self.heads);
+                let splits = self.splits(row);
+                let total = self.partial(row, head, splits.start);
+                for split in splits.skip(1) {
+                    self.level.run(Merge { total, next: self.partial(row, head, split) });
+                }
+                self.write(row, head, total);
+            }
+        });
+    }
+
+    /// Many rows: neighbours of one sequence share the tiles, and splits follow one another.
+    fn by_rows(&self, w: &Worker<'_>, rows: usize) {
+        let kv_heads = self.keys.kv_heads;
+        w.phase(rows.div_ceil(ROW_BLOCK) * kv_heads, 1, |range| {
+            for item in range {
+                let (block, kv_head) = (item / kv_heads, item % kv_heads);
+                let (mut start, end) = (block * ROW_BLOCK, rows.min((block + 1) * ROW_BLOCK));
+                while start < end {
+                    let seq = self.sequence(start);
+                    let run = (start..end).take_while(|r| self.sequence(*r) == seq).count();
+                    self.rows_of_one_sequence(w, start..start + run, kv_head);
+                    start += run;
+                }
+            }
+        });
+    }
+
+    fn rows_of_one_sequence(&self, w: &Worker<'_>, rows: std::ops::Range<usize>, kv_head: usize) {
+        let group = self.group();
+        let heads = kv_head * group..(kv_head + 1) * group;
+        let all: Vec<(usize, usize)> = rows.flat_map(|r| heads.clone().map(move |h| (r, h))).collect();
+        for part in all.chunks(WORK_QUERIES) {
+            let mut attend = self.attend(w, part[0].0, kv_head);
+            let queries: Vec<Query> = part.iter().map(|(r, h)| self.query(*r, *h)).collect();
+            let splits = part.iter().map(|(r, _)| self.splits(*r).start).min().unwrap_or(0)
+                ..part.iter().map(|(r, _)| self.splits(*r).end).max().unwrap_or(0);
+            self.level.run(AllSplits { attend: &mut attend, queries: &queries, splits });
+            for (i, (row, head)) in part.iter().enumerate() {
+                self.write(*row, *head, attend.total(i));
+            }
+        }
+    }
+}
+
+/// Cuts a range into parts of at most `most`.
+fn chunks(range: std::ops::Range<usize>, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    range.clone().step_by(most).map(move |start| start..range.end.min(start + most))
+}
+
+impl Step for Attention {
+    fn run(&self, w: &Worker<'_>, live: &Live) {
+        let rows = live.rows(RowSpace::Batch);
+        if rows <= self.partial_rows { self.by_split(w, rows) } else { self.by_rows(w, rows) }
+    }
+}
+
+struct OneSplit<'a, 'b> {
+    attend: &'a mut Attend<'b>,
+    queries: &'a [Query],
+    states: &'a [State],
+    split: usize,
+}
+
+impl Kernel for OneSplit<'_, '_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        self.attend.split(s, self.queries, self.states, self.split);
+    }
+}
+
+struct AllSplits<'a, 'b> {
+    attend: &'a mut Attend<'b>,
+    queries: &'a [Query],
+    splits: std::ops::Range<usize>,
+}
+
+impl Kernel for AllSplits<'_, '_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        self.attend.splits(s, self.queries, self.splits);
+    }
+}
+
+struct Merge {
+    total: State,
+    next: State,
+}
+
+impl Kernel for Merge {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        self.total.merge(s, self.next);
+    }
+}
+
+struct Finish<'a> {
+    total: State,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Finish<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, _: S) {
+        self.total.finish(self.out);
+    }
+}

@@ -1,0 +1,222 @@
+//! Matrix products: activations prepared once per input, then panels shared out among the threads.
+
+use super::activation::{RowGroup, TILE, place, quantise, tiles};
+use super::memory::Ptr;
+use super::panel::{GROUP, Panels};
+use super::plan::{Builder, Live, Step};
+use super::pool::Worker;
+use super::simd::{Isa, Kernel, Level};
+use super::tile::{TileFn, max_tile, run_panels, tile_fn};
+use crate::format::Format;
+use crate::program::{RowSpace, Slot};
+
+/// Elements of K that one item of the preparation converts.
+const SPAN: usize = 256;
+/// Rows whose prepared activations stay in the second-level cache while panels pass.
+const ROW_BLOCK: usize = 64;
+/// Bytes of panels that stay there while rows pass.
+const PANEL_BLOCK: usize = 256 << 10;
+
+/// Bytes of prepared activations for a weight of this format.
+pub fn prepared_bytes(format: Format, k: usize, rows: usize) -> usize {
+    if format.is_quantised() { rows * (k / GROUP) * size_of::<RowGroup>() } else { rows * k * 4 }
+}
+
+/// An input of products, prepared for the kinds of weights that read it.
+pub struct Input {
+    x: Ptr<f32>,
+    k: usize,
+    /// Integer and float forms, where wanted.
+    prepared: [Option<Ptr<u8>>; 2],
+    level: Level,
+    tile: usize,
+}
+
+/// A weight matrix with its kernels.
+pub struct Matrix {
+    weights: Ptr<u8>,
+    /// Layout.
+    pub shape: Panels,
+    /// Kernels for 1, 2, 4 and 8 rows, as many as the level has.
+    kernels: Vec<TileFn>,
+}
+
+impl Input {
+    /// Input `x` of products with `weights`.
+    pub fn new(b: &Builder<'_>, x: Slot, weights: &[Slot]) -> Self {
+        let mut prepared = [None, None];
+        for w in weights {
+            let kind = kind(b.panels(*w).format);
+            prepared[kind] = Some(b.prepared(kind));
+        }
+        Self { x: b.ptr(x), k: b.width(x), prepared, level: b.level, tile: max_tile(b.level).min(TILE) }
+    }
+    /// Prepares `rows` rows.
+    pub fn prepare(&self, w: &Worker<'_>, rows: usize) {
+        let spans = self.k.div_ceil(SPAN);
+        let chunk = if rows == 1 { 1 } else { w.chunk(rows * spans) };
+        w.phase(rows * spans, chunk, |range| {
+            for item in range {
+                self.level.run(Prepare { input: self, row: item / spans, rows, span: item % spans });
+            }
+        });
+    }
+    /// The tiles of `rows` rows from `start`, given as (first row, rows).
+    fn tiles(&self, start: usize, end: usize, rows: usize) -> impl Iterator<Item = (usize, usize)> {
+        tiles(rows, self.tile).skip_while(move |t| t.0 < start).take_while(move |t| t.0 < end)
+    }
+    /// Where the tile that begins at row `start` lies, for a weight of this format.
+    fn tile_at(&self, format: Format, start: usize) -> *const u8 {
+        let base = self.prepared[kind(format)].expect("prepared for every weight that reads it");
+        // SAFETY: within the scratch, which holds all rows.
+        unsafe { base.at(start * prepared_bytes(format, self.k, 1)) }
+    }
+}
+
+/// 0 for integer kernels, 1 for float ones.
+fn kind(format: Format) -> usize {
+    usize::from(!format.is_quantised())
+}
+
+/// Prepares `SPAN` elements of one row.
+struct Prepare<'a> {
+    input: &'a Input,
+    row: usize,
+    rows: usize,
+    span: usize,
+}
+
+impl Kernel for Prepare<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        let Prepare { input, row, rows, span } = self;
+        let (start, len, index) = place(row, rows, input.tile);
+        let (from, to) = (span * SPAN, input.k.min(span * SPAN + SPAN));
+        // SAFETY: row `row` of `x`; of the scratch, the row's own places in its tile. Items are disjoint.
+        unsafe {
+            let x = input.x.at(row * input.k);
+            if let Some(out) = input.prepared[0] {
+                let tile = out.0.cast::<RowGroup>().add(start * (input.k / GROUP));
+                for g in from / GROUP..to / GROUP {
+                    quantise(s, x.add(g * GROUP), tile.add(g * len + index));
+                }
+            }
+            if let Some(out) = input.prepared[1] {
+                let tile = out.0.cast::<f32>().add(start * input.k);
+                for k in from..to {
+                    *tile.add(k * len + index) = *x.add(k);
+                }
+            }
+        }
+    }
+}
+
+impl Matrix {
+    /// The matrix in slot `w`.
+    pub fn new(b: &Builder<'_>, w: Slot) -> Self {
+        let shape = b.panels(w);
+        let most = max_tile(b.level).min(TILE);
+        let kernels = (0..=most.ilog2()).map(|i| tile_fn(b.level, shape.format, 1 << i)).collect();
+        Self { weights: b.ptr(w), shape, kernels }
+    }
+    /// Panels `panels` times the tile at row `start`, into `out` with `stride` elements between rows.
+    ///
+    /// # Safety
+    /// The input was prepared, and `out` is the tile's first row (of the first column of panel 0).
+    pub unsafe fn run(&self, input: &Input, (start, len): (usize, usize), panels: (usize, usize), out: *mut f32, stride: usize) {
+        let x = input.tile_at(self.shape.format, start);
+        // SAFETY: the caller's promise.
+        unsafe { run_panels(self.kernels[len.ilog2() as usize], &self.shape, self.weights.0, panels, x, len, out, stride) }
+    }
+}
+
+/// Cuts `panels` x `rows` into items; calls `work(panels from..to, tiles)` for each.
+pub fn share(
+    w: &Worker<'_>,
+    input: &Input,
+    rows: usize,
+    (panels, panel_bytes): (usize, usize),
+    mut work: impl FnMut((usize, usize), &mut dyn Iterator<Item = (usize, usize)>),
+) {
+    let fair = if w.threads == 1 { panels } else { panels.div_ceil(w.threads * 4) };
+    let chunk = fair.min(PANEL_BLOCK / panel_bytes.max(1)).max(1);
+    let blocks = rows.div_ceil(ROW_BLOCK);
+    w.phase(panels.div_ceil(chunk) * blocks, 1, |range| {
+        for item in range {
+            let (from, block) = (item / blocks * chunk, item % blocks);
+            let mut tiles = input.tiles(block * ROW_BLOCK, (block + 1) * ROW_BLOCK, rows);
+            work((from, panels.min(from + chunk)), &mut tiles);
+        }
+    });
+}
+
+/// One product of a step.
+struct Product {
+    matrix: Matrix,
+    bias: Option<Ptr<f32>>,
+    out: Ptr<f32>,
+    /// Panels of the products before.
+    first: usize,
+}
+
+/// Products of one input with one or more weights.
+pub struct Linear {
+    space: RowSpace,
+    input: Input,
+    products: Vec<Product>,
+}
+
+impl Linear {
+    /// `x` times each (weight, bias, out).
+    pub fn new(b: &Builder<'_>, space: RowSpace, x: Slot, products: &[(Slot, Option<Slot>, Slot)]) -> Self {
+        let weights: Vec<Slot> = products.iter().map(|p| p.0).collect();
+        let mut first = 0;
+        let make = |(w, bias, out): &(Slot, Option<Slot>, Slot)| {
+            let matrix = Matrix::new(b, *w);
+            first += matrix.shape.count();
+            Product { first: first - matrix.shape.count(), bias: bias.map(|s| b.ptr(s)), out: b.ptr(*out), matrix }
+        };
+        Self { space, input: Input::new(b, x, &weights), products: products.iter().map(make).collect() }
+    }
+}
+
+impl Product {
+    /// Panels `from..to` for one tile, and their bias.
+    ///
+    /// # Safety
+    /// The input was prepared; these outputs are this item's own.
+    unsafe fn run(&self, input: &Input, tile: (usize, usize), (from, to): (usize, usize)) {
+        let n = self.matrix.shape.n;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.matrix.run(input, tile, (from, to), self.out.at(tile.0 * n), n);
+            let Some(bias) = self.bias else { return };
+            let (from, to) = (from * 16, n.min(to * 16));
+            for row in tile.0..tile.0 + tile.1 {
+                let out = self.out.slice_mut(row * n + from, to - from);
+                out.iter_mut().zip(bias.slice(from, to - from)).for_each(|(o, b)| *o += b);
+            }
+        }
+    }
+}
+
+impl Step for Linear {
+    fn run(&self, w: &Worker<'_>, live: &Live) {
+        let rows = live.rows(self.space);
+        self.input.prepare(w, rows);
+        let panels = self.products.iter().map(|p| p.matrix.shape.count()).sum();
+        let panel_bytes = self.products.iter().map(|p| p.matrix.shape.panel_bytes()).max().unwrap_or(1);
+        share(w, &self.input, rows, (panels, panel_bytes), |(from, to), tiles| {
+            for tile in tiles {
+                for p in &self.products {
+                    let (from, to) = (from.max(p.first) - p.first, to.min(p.first + p.matrix.shape.count()));
+                    if from + p.first < to {
+                        // SAFETY: prepared above; items are disjoint in panels or rows.
+                        unsafe { p.run(&self.input, tile, (from, to - p.first)) }
+                    }
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,155 @@
+//! The gated half of the MLP: gate and up products side by side, their activation applied while both
+//! are in cache.
+
+use super::activation::TILE;
+use super::linear::{Input, Matrix, share};
+use super::math::{gelu_tanh, silu};
+use super::memory::Ptr;
+use super::panel::LANES;
+use super::plan::{Builder, Live, Step};
+use super::pool::Worker;
+use super::simd::{Isa, Kernel, Level};
+use crate::model::Activation;
+use crate::op;
+use crate::program::RowSpace;
+
+/// Panels whose products wait for their activation.
+const STRIP: usize = 8;
+
+/// `gated = act(x gate) * (x up)`.
+pub struct GateUp {
+    input: Input,
+    gate: Matrix,
+    up: Matrix,
+    gated: Ptr<f32>,
+    activation: Activation,
+    level: Level,
+}
+
+impl GateUp {
+    /// The first half of a [`op::GatedMlp`].
+    pub fn new(b: &Builder<'_>, o: &op::GatedMlp) -> Self {
+        Self {
+            input: Input::new(b, o.x, &[o.gate, o.up]),
+            gate: Matrix::new(b, o.gate),
+            up: Matrix::new(b, o.up),
+            gated: b.ptr(o.gated),
+            activation: o.activation,
+            level: b.level,
+        }
+    }
+    /// Up to [`STRIP`] panels for one tile.
+    ///
+    /// # Safety
+    /// The input was prepared; these columns of these rows are this item's own.
+    unsafe fn strip(&self, tile: (usize, usize), (from, to): (usize, usize)) {
+        let n = self.gate.shape.n;
+        let (start, end) = (from * LANES, n.min(to * LANES));
+        let mut buffers = [[0f32; TILE * STRIP * LANES]; 2];
+        let stride = STRIP * LANES;
+        for (matrix, buffer) in [&self.gate, &self.up].into_iter().zip(&mut buffers) {
+            // The kernels address columns from panel 0; `wrapping_sub` because that is before the buffer.
+            let out = buffer.as_mut_ptr().wrapping_sub(start);
+            // SAFETY: columns `start..` of up to `TILE` rows lie in the buffer.
+            unsafe { matrix.run(&self.input, tile, (from, to), out, stride) };
+        }
+        for t in 0..tile.1 {
+            let [gate, up] = [0, 1].map(|i| &buffers[i][t * stride..][..end - start]);
+            // SAFETY: the caller's promise.
+            let out = unsafe { self.gated.slice_mut((tile.0 + t) * n + start, end - start) };
+            self.level.run(Gated { gate, up, out: out.as_mut_ptr(), activation: self.activation });
+        }
+    }
+}
+
+impl Step for GateUp {
+    fn run(&self, w: &Worker<'_>, live: &Live) {
+        let rows = live.rows(RowSpace::Batch);
+        self.input.prepare(w, rows);
+        let bytes = self.gate.shape.panel_bytes() + self.up.shape.panel_bytes();
+        share(w, &self.input, rows, (self.gate.shape.count(), bytes), |(from, to), tiles| {
+            for tile in tiles {
+                for at in (from..to).step_by(STRIP) {
+                    // SAFETY: prepared above; items are disjoint in panels or rows.
+                    unsafe { self.strip(tile, (at, to.min(at + STRIP))) }
+                }
+            }
+        });
+    }
+}
+
+/// `out = act(gate) * up` for one run of elements; `out` may be `gate`.
+struct Gated<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: *mut f32,
+    activation: Activation,
+}
+
+impl Kernel for Gated<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        let len = self.gate.len();
+        let mut i = 0;
+        while i < len {
+            let lanes = (len - i).min(LANES);
+            let mut padded = [[0f32; LANES]; 3];
+            // SAFETY: `lanes` elements from `i` on exist in all three; the last ones go through a copy.
+            unsafe {
+                let mut from = [self.gate.as_ptr().add(i), self.up.as_ptr().add(i)];
+                if lanes < LANES {
+                    for (padded, from) in padded.iter_mut().zip(&mut from) {
+                        std::ptr::copy_nonoverlapping(*from, padded.as_mut_ptr(), lanes);
+                        *from = padded.as_ptr();
+                    }
+                }
+                let (gate, up) = (s.load(from[0]), s.load(from[1]));
+                let act = match self.activation {
+                    Activation::Silu => silu(s, gate),
+                    Activation::GeluTanh => gelu_tanh(s, gate),
+                };
+                let product = s.mul(act, up);
+                if lanes == LANES {
+                    s.store(self.out.add(i), product);
+                } else {
+                    s.store(padded[2].as_mut_ptr(), product);
+                    std::ptr::copy_nonoverlapping(padded[2].as_ptr(), self.out.add(i), lanes);
+                }
+            }
+            i += LANES;
+        }
+    }
+}
+
+/// [`op::GatedAct`] on its own.
+pub struct Act {
+    gate: Ptr<f32>,
+    up: Ptr<f32>,
+    out: Ptr<f32>,
+    width: usize,
+    activation: Activation,
+    level: Level,
+}
+
+impl Act {
+    /// From the op.
+    pub fn new(b: &Builder<'_>, o: &op::GatedAct) -> Self {
+        let (gate, up, out) = (b.ptr(o.gate), b.ptr(o.up), b.ptr(o.out));
+        Self { gate, up, out, width: b.width(o.gate), activation: o.activation, level: b.level }
+    }
+}
+
+impl Step for Act {
+    fn run(&self, w: &Worker<'_>, live: &Live) {
+        let total = live.rows(RowSpace::Batch) * self.width;
+        w.phase(total, w.chunk(total).next_multiple_of(LANES), |range| {
+            // SAFETY: elements of live rows; ranges are disjoint. `out` may be `gate`: it is only written
+            // through the pointer, after the lanes were read.
+            unsafe {
+                let (gate, up) = (self.gate.slice(range.start, range.len()), self.up.slice(range.start, range.len()));
+                self.level.run(Gated { gate, up, out: self.out.at(range.start), activation: self.activation });
+            }
+        });
+    }
+}

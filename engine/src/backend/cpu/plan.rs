@@ -1,0 +1,192 @@
+//! Programs compiled for the CPU: each op becomes a step that holds the addresses of its operands.
+//!
+//! A step is run by all threads at once; it cuts its work into phases ([`Worker::phase`]). Facts of a
+//! launch come from the input buffers, the number of live rows from `live`.
+
+use super::memory::{Buffer, Memory, Ptr};
+use super::panel::Panels;
+use super::pool::Worker;
+use super::simd::Level;
+use super::{attention, elementwise, embed, kv, linear, mlp, norm, rope, sample};
+use crate::backend::Bound;
+use crate::error::{DeviceFault, Error, Result};
+use crate::op::Op;
+use crate::program::{Elem, Program, Role, RowSpace, Slot};
+
+/// One op, ready to run.
+pub trait Step: Send + Sync {
+    /// Runs it; called by every thread of a launch, in lockstep.
+    fn run(&self, w: &Worker<'_>, live: &Live);
+}
+
+/// Live rows of a launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Live(pub [usize; 2]);
+
+impl Live {
+    /// Rows of a space.
+    pub fn rows(&self, space: RowSpace) -> usize {
+        self.0[space as usize]
+    }
+}
+
+/// A compiled program.
+pub struct Plan {
+    pub(super) name: String,
+    pub(super) steps: Vec<Box<dyn Step>>,
+    pub(super) live: Ptr<u32>,
+    pub(super) capacity: [usize; 2],
+    /// What the steps point into.
+    _buffers: Vec<Buffer>,
+    _scratch: Vec<Memory>,
+}
+
+/// Where steps find their operands while they are built.
+pub struct Builder<'a> {
+    /// The program.
+    pub program: &'a Program,
+    /// Instructions to use.
+    pub level: Level,
+    /// Threads of a launch.
+    pub threads: usize,
+    buffers: Vec<Buffer>,
+    scratch: Vec<Memory>,
+    /// Prepared activations, integer and float; one area each, for the widest.
+    prepared: [Ptr<u8>; 2],
+    /// Working memory of each thread.
+    private: Ptr<u8>,
+    private_bytes: usize,
+    attention: Ptr<f32>,
+}
+
+impl Builder<'_> {
+    /// A shape.
+    pub fn shape(&self, slot: Slot) -> &[usize] {
+        &self.program.decl(slot).shape
+    }
+    /// Elements of a row.
+    pub fn width(&self, slot: Slot) -> usize {
+        self.shape(slot)[1..].iter().product()
+    }
+    /// Address of a slot's first element.
+    pub fn ptr<T>(&self, slot: Slot) -> Ptr<T> {
+        Ptr(self.buffers[slot.0 as usize].0.memory.start().cast())
+    }
+    /// Layout of a weight matrix.
+    pub fn panels(&self, slot: Slot) -> Panels {
+        self.buffers[slot.0 as usize].0.panels.expect("a matrix operand was loaded as a weight matrix")
+    }
+    /// Scratch for activations of float (1) or integer (0) kernels.
+    pub fn prepared(&self, kind: usize) -> Ptr<u8> {
+        self.prepared[kind]
+    }
+    /// Working memory: `bytes` per thread, shared by all steps.
+    pub fn private(&self) -> (Ptr<u8>, usize) {
+        (self.private, self.private_bytes)
+    }
+    /// Partial results of attention.
+    pub fn partials(&self) -> Ptr<f32> {
+        self.attention
+    }
+}
+
+/// Bytes of scratch an op wants: integer activations, float activations, per thread, attention partials.
+fn wanted(program: &Program, op: &Op) -> [usize; 4] {
+    let products: Vec<(Slot, usize)> = match op {
+        Op::Linear(o) => vec![(o.w, program.capacity(o.space))],
+        Op::QkvRopeStore(o) => [o.wq, o.wk, o.wv].map(|w| (w, program.rows)).to_vec(),
+        Op::GatedMlp(o) => [o.gate, o.up, o.down].map(|w| (w, program.rows)).to_vec(),
+        Op::Attention(o) => {
+            let (private, partials) = attention::scratch(program, o);
+            return [0, 0, private, partials];
+        }
+        _ => Vec::new(),
+    };
+    let mut bytes = [0; 4];
+    for (w, rows) in products {
+        let decl = program.decl(w);
+        let Elem::Weight(format) = decl.elem else { continue };
+        let kind = usize::from(!format.is_quantised());
+        bytes[kind] = bytes[kind].max(linear::prepared_bytes(format, decl.shape[1], rows));
+    }
+    bytes
+}
+
+/// Compiles `program` for buffers found by name; scratch is the plan's own.
+pub fn compile(program: &Program, bound: &Bound<Buffer>, level: Level, threads: usize) -> Result<Plan> {
+    let reject = |what: String| Error::Device { device: "cpu".into(), what: DeviceFault::Rejected(what) };
+    let mut buffers = Vec::new();
+    for decl in &program.slots {
+        buffers.push(match decl.role {
+            Role::Scratch => super::plain(decl)?,
+            _ => {
+                let found = bound.get(&decl.name);
+                let missing = || reject(format!("slot {:?} of {} is not bound", decl.name, program.name));
+                let buffer = found.cloned().ok_or_else(missing)?;
+                if buffer.0.decl.elem != decl.elem || buffer.0.decl.len() < decl.len() {
+                    let have = &buffer.0.decl;
+                    return Err(reject(format!("slot {:?} of {} is {decl:?}, bound to {have:?}", decl.name, program.name)));
+                }
+                buffer
+            }
+        });
+    }
+    let mut bytes = [0; 4];
+    for op in &program.ops {
+        bytes.iter_mut().zip(wanted(program, op)).for_each(|(b, w)| *b = w.max(*b));
+    }
+    let private_bytes = bytes[2].next_multiple_of(128);
+    let sizes = [bytes[0], bytes[1], private_bytes * threads, bytes[3]];
+    let scratch: Vec<Memory> = sizes.into_iter().map(|b| Memory::new(b, "scratch")).collect::<Result<_>>()?;
+    let start = |i: usize| scratch[i].start();
+    let mut builder = Builder {
+        program,
+        level,
+        threads,
+        prepared: [Ptr(start(0)), Ptr(start(1))],
+        private: Ptr(start(2)),
+        private_bytes,
+        attention: Ptr(start(3).cast()),
+        buffers,
+        scratch: Vec::new(),
+    };
+    let mut steps = Vec::new();
+    for op in &program.ops {
+        steps.extend(build(&builder, op));
+    }
+    builder.scratch = scratch;
+    Ok(Plan {
+        name: program.name.clone(),
+        steps,
+        live: builder.ptr(program.live),
+        capacity: [program.rows, program.logit_rows],
+        _buffers: builder.buffers,
+        _scratch: builder.scratch,
+    })
+}
+
+/// The steps of one op.
+fn build(b: &Builder<'_>, op: &Op) -> Vec<Box<dyn Step>> {
+    match op {
+        Op::Embed(o) => vec![Box::new(embed::Embed::new(b, o))],
+        Op::AddRmsNorm(o) => vec![Box::new(norm::Norm::add(b, o))],
+        Op::RmsNorm(o) => vec![Box::new(norm::Norm::plain(b, o))],
+        Op::QkvRopeStore(o) => vec![
+            Box::new(linear::Linear::new(b, RowSpace::Batch, o.x, &rope::projections(o))),
+            Box::new(rope::Heads::qkv(b, o)),
+        ],
+        Op::Attention(o) => vec![Box::new(attention::Attention::new(b, o))],
+        Op::Linear(o) => vec![Box::new(linear::Linear::new(b, o.space, o.x, &[(o.w, o.bias, o.out)]))],
+        Op::GatedMlp(o) => vec![
+            Box::new(mlp::GateUp::new(b, o)),
+            Box::new(linear::Linear::new(b, RowSpace::Batch, o.gated, &[(o.down, None, o.out)])),
+        ],
+        Op::GatherRows(o) => vec![Box::new(elementwise::Gather::new(b, o))],
+        Op::Sample(o) => vec![Box::new(sample::Sample::new(b, o))],
+        Op::CopyBlocks(o) => vec![Box::new(kv::CopyBlocks::new(b, o))],
+        Op::Add(o) => vec![Box::new(elementwise::Add::new(b, o))],
+        Op::ApplyRope(o) => vec![Box::new(rope::Heads::rope(b, o))],
+        Op::KvStore(o) => vec![Box::new(kv::Store::new(b, o))],
+        Op::GatedAct(o) => vec![Box::new(mlp::Act::new(b, o))],
+    }
+}

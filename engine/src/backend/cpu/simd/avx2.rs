@@ -1,0 +1,201 @@
+//! AVX2 with FMA and F16C: two registers make the vector, lanes 0..8 and 8..16.
+
+use std::arch::x86_64::*;
+
+use super::{Isa, Kernel};
+
+/// Proof that the processor has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The proof, if the processor has the instructions.
+    #[inline]
+    pub fn new() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+}
+
+/// Compiles `kernel` with the level's instructions.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn entry<K: Kernel>(s: Avx2, kernel: K) -> K::Out {
+    kernel.run(s)
+}
+
+type F = [__m256; 2];
+type I = [__m256i; 2];
+
+/// Methods on values: safe, because `Avx2` proves the features.
+macro_rules! lanewise {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => { $(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` proves that the processor has the instructions.
+            unsafe { $body }
+        }
+    )* };
+}
+
+/// Methods that read or write memory: the caller promises the pointer.
+macro_rules! memory {
+    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)? = $body:expr;)*) => { $(
+        #[inline(always)]
+        unsafe fn $name(self, $($arg: $ty),*) $(-> $out)? {
+            // SAFETY: `self` proves the instructions, the caller promises the lanes behind the pointer.
+            unsafe { $body }
+        }
+    )* };
+}
+
+/// Both halves through one two-operand intrinsic.
+macro_rules! both {
+    ($op:ident, $a:expr, $b:expr) => {
+        [$op($a[0], $b[0]), $op($a[1], $b[1])]
+    };
+}
+
+/// The low 16 bits of each lane, in order.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn narrow(x: I) -> __m256i {
+    // SAFETY: the caller's promise. `packus` works within 128-bit parts, so quarters are put in order after it.
+    unsafe {
+        let low = _mm256_set1_epi32(0xffff);
+        let packed = _mm256_packus_epi32(_mm256_and_si256(x[0], low), _mm256_and_si256(x[1], low));
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(packed)
+    }
+}
+
+// SAFETY: `Avx2` values exist only after detection.
+unsafe impl Isa for Avx2 {
+    type F = F;
+    type I = I;
+    const MAX_TILE: usize = 4;
+
+    #[inline]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        // SAFETY: `self` proves that the processor has the features of `entry`.
+        unsafe { entry(self, kernel) }
+    }
+
+    memory! {
+        load(p: *const f32) -> F = [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))];
+        store(p: *mut f32, x: F) = { _mm256_storeu_ps(p, x[0]); _mm256_storeu_ps(p.add(8), x[1]) };
+        load_f16(p: *const u16) -> F = [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))];
+        store_f16(p: *mut u16, x: F) = {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[0]));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[1]))
+        };
+        load_i(p: *const u8) -> I = [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())];
+        store_i(p: *mut u8, x: I) = { _mm256_storeu_si256(p.cast(), x[0]); _mm256_storeu_si256(p.add(32).cast(), x[1]) };
+        load_u8(p: *const u8) -> I = [_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()))];
+        load_i8(p: *const u8) -> I = [_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()))];
+        load_u16(p: *const u16) -> I = [_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()))];
+        store_u16(p: *mut u16, x: I) = _mm256_storeu_si256(p.cast(), narrow(x));
+        store_u8(p: *mut u8, x: I) = {
+            let words = _mm256_and_si256(narrow(x), _mm256_set1_epi16(0xff));
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), bytes)
+        };
+    }
+    lanewise! {
+        splat(x: f32) -> F = [_mm256_set1_ps(x); 2];
+        add(a: F, b: F) -> F = both!(_mm256_add_ps, a, b);
+        sub(a: F, b: F) -> F = both!(_mm256_sub_ps, a, b);
+        mul(a: F, b: F) -> F = both!(_mm256_mul_ps, a, b);
+        div(a: F, b: F) -> F = both!(_mm256_div_ps, a, b);
+        fma(a: F, b: F, c: F) -> F = [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])];
+        max(a: F, b: F) -> F = both!(_mm256_max_ps, a, b);
+        min(a: F, b: F) -> F = both!(_mm256_min_ps, a, b);
+        greater(a: F, b: F) -> u16 = {
+            let mask = |i: usize| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[i], b[i])) as u16;
+            mask(0) | mask(1) << 8
+        };
+        select(mask: u16, a: F, b: F) -> F = {
+            let bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let chosen = |m: u16| _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(m.into()), bit), bit));
+            [_mm256_blendv_ps(b[0], a[0], chosen(mask & 0xff)), _mm256_blendv_ps(b[1], a[1], chosen(mask >> 8))]
+        };
+        sum(x: F) -> f32 = {
+            let half = _mm256_add_ps(x[0], x[1]);
+            let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+            _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
+        };
+        max_lane(x: F) -> f32 = {
+            let half = _mm256_max_ps(x[0], x[1]);
+            let quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+            _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
+        };
+        sums(x: &[F; 16]) -> F = {
+            let eight = |a: F| _mm256_add_ps(a[0], a[1]);
+            let four = |a, b| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            let two = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b));
+            let one = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xDD>(a, b));
+            let column = |p: usize| four(eight(x[p]), eight(x[p + 4]));
+            let half = |p: usize| one(two(column(p), column(p + 1)), two(column(p + 2), column(p + 3)));
+            [half(0), half(8)]
+        };
+        splat_i(x: i32) -> I = [_mm256_set1_epi32(x); 2];
+        and(a: I, b: I) -> I = both!(_mm256_and_si256, a, b);
+        or(a: I, b: I) -> I = both!(_mm256_or_si256, a, b);
+        xor(a: I, b: I) -> I = both!(_mm256_xor_si256, a, b);
+        add_i(a: I, b: I) -> I = both!(_mm256_add_epi32, a, b);
+        max_i(a: I, b: I) -> I = both!(_mm256_max_epi32, a, b);
+        sum_i(x: I) -> i32 = {
+            let half = _mm256_add_epi32(x[0], x[1]);
+            let quarter = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+            let pair = _mm_add_epi32(quarter, _mm_unpackhi_epi64(quarter, quarter));
+            _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32::<1>(pair)))
+        };
+        max_lane_i(x: I) -> i32 = {
+            let half = _mm256_max_epi32(x[0], x[1]);
+            let quarter = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+            let pair = _mm_max_epi32(quarter, _mm_unpackhi_epi64(quarter, quarter));
+            _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_shuffle_epi32::<1>(pair)))
+        };
+        to_f(x: I) -> F = [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])];
+        round(x: F) -> I = [_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1])];
+        bits(x: F) -> I = [_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1])];
+        from_bits(x: I) -> F = [_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])];
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: I) -> I {
+        // SAFETY: `self` proves the instructions (here and below).
+        unsafe { [_mm256_sll_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_sll_epi32(a[1], _mm_cvtsi32_si128(N as i32))] }
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: I) -> I {
+        // SAFETY: as above.
+        unsafe { [_mm256_srl_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_srl_epi32(a[1], _mm_cvtsi32_si128(N as i32))] }
+    }
+    #[inline(always)]
+    fn sra<const N: u32>(self, a: I) -> I {
+        // SAFETY: as above.
+        unsafe { [_mm256_sra_epi32(a[0], _mm_cvtsi32_si128(N as i32)), _mm256_sra_epi32(a[1], _mm_cvtsi32_si128(N as i32))] }
+    }
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, acc: I, w: I, a: I) -> I {
+        // `maddubs` adds pairs of products in 16 bits: 2 * 63 * 128 fits, 2 * 255 * 128 does not, so wide
+        // bytes go as two nibbles.
+        // SAFETY: as above.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let low = _mm256_set1_epi8(15);
+            let quads = |w, a| _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones);
+            let part = |acc, w, a| {
+                if !WIDE {
+                    return _mm256_add_epi32(acc, quads(w, a));
+                }
+                let high = quads(_mm256_and_si256(_mm256_srli_epi16::<4>(w), low), a);
+                let sum = _mm256_add_epi32(_mm256_slli_epi32::<4>(high), quads(_mm256_and_si256(w, low), a));
+                _mm256_add_epi32(acc, sum)
+            };
+            [part(acc[0], w[0], a[0]), part(acc[1], w[1], a[1])]
+        }
+    }
+}

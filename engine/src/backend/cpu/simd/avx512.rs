@@ -1,0 +1,144 @@
+//! AVX-512 with VNNI: one register is the whole vector.
+
+use std::arch::x86_64::*;
+
+use super::{Isa, Kernel};
+
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The proof, if the processor has the instructions.
+    #[inline]
+    pub fn new() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("fma");
+        has.then_some(Self(()))
+    }
+}
+
+/// Compiles `kernel` with the level's instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn entry<K: Kernel>(s: Avx512, kernel: K) -> K::Out {
+    kernel.run(s)
+}
+
+/// Methods that are one intrinsic on values: safe, because `Avx512` proves the feature.
+macro_rules! lanewise {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => { $(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` proves that the processor has the instruction.
+            unsafe { $body }
+        }
+    )* };
+}
+
+/// Methods that read or write memory: the caller promises the pointer.
+macro_rules! memory {
+    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)? = $body:expr;)*) => { $(
+        #[inline(always)]
+        unsafe fn $name(self, $($arg: $ty),*) $(-> $out)? {
+            // SAFETY: `self` proves the instruction, the caller promises the lanes behind the pointer.
+            unsafe { $body }
+        }
+    )* };
+}
+
+// SAFETY: `Avx512` values exist only after detection.
+unsafe impl Isa for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    const MAX_TILE: usize = 8;
+
+    #[inline]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        // SAFETY: `self` proves that the processor has the features of `entry`.
+        unsafe { entry(self, kernel) }
+    }
+
+    memory! {
+        load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
+        store(p: *mut f32, x: __m512) = _mm512_storeu_ps(p, x);
+        load_f16(p: *const u16) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+        store_f16(p: *mut u16, x: __m512) = _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+        load_i(p: *const u8) -> __m512i = _mm512_loadu_si512(p.cast());
+        store_i(p: *mut u8, x: __m512i) = _mm512_storeu_si512(p.cast(), x);
+        load_u8(p: *const u8) -> __m512i = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+        load_i8(p: *const u8) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()));
+        load_u16(p: *const u16) -> __m512i = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+        store_u8(p: *mut u8, x: __m512i) = _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(x));
+        store_u16(p: *mut u16, x: __m512i) = _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(x));
+    }
+    lanewise! {
+        splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        greater(a: __m512, b: __m512) -> u16 = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b);
+        select(mask: u16, a: __m512, b: __m512) -> __m512 = _mm512_mask_blend_ps(mask, b, a);
+        splat_i(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+        xor(a: __m512i, b: __m512i) -> __m512i = _mm512_xor_si512(a, b);
+        add_i(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        max_i(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
+        sum_i(x: __m512i) -> i32 = _mm512_reduce_add_epi32(x);
+        max_lane_i(x: __m512i) -> i32 = _mm512_reduce_max_epi32(x);
+        to_f(x: __m512i) -> __m512 = _mm512_cvtepi32_ps(x);
+        round(x: __m512) -> __m512i = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        bits(x: __m512) -> __m512i = _mm512_castps_si512(x);
+        from_bits(x: __m512i) -> __m512 = _mm512_castsi512_ps(x);
+        sum(x: __m512) -> f32 = {
+            let half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+            _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
+        };
+        max_lane(x: __m512) -> f32 = {
+            let half = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+            _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
+        };
+        sums(x: &[__m512; 16]) -> __m512 = {
+            // Each stage adds the upper part of a vector to its lower part and packs two vectors into one;
+            // the pairing makes lane 4q + p come out as vector 4q + p.
+            let eight = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+            let four = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
+            let two = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b));
+            let one = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b));
+            let column = |p: usize| four(eight(x[p], x[p + 4]), eight(x[p + 8], x[p + 12]));
+            one(two(column(0), column(1)), two(column(2), column(3)))
+        };
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: `self` proves the instruction (here and below).
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_srli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn sra<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_srai_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_dpbusd_epi32(acc, w, a) }
+    }
+}

@@ -1,0 +1,220 @@
+//! One vector type for every instruction set: 16 lanes of 32 bits.
+//!
+//! Kernels are written once, over [`Isa`], and compiled for each level. Sixteen lanes are one
+//! AVX-512 register, two AVX2 registers, four NEON registers or a plain array, and every operation is
+//! defined lane by lane (or as a fixed tree), so all levels give the same bits.
+//!
+//! A value of an [`Isa`] type is a proof that the processor has the instructions: it can only be had
+//! from [`Level::detect`]-checked constructors, so the operations themselves are safe to call.
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
+pub mod portable;
+
+/// Work that can run on any level. `run` must be `#[inline(always)]` so that it is compiled with the
+/// level's instructions.
+pub trait Kernel {
+    /// What it gives back.
+    type Out;
+    /// Does it.
+    fn run<S: Isa>(self, s: S) -> Self::Out;
+}
+
+/// Instructions chosen at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Plain Rust: every machine.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512,
+    /// Arm's Advanced SIMD.
+    Neon,
+}
+
+impl Level {
+    /// Every level this machine runs, slowest first.
+    pub fn available() -> Vec<Level> {
+        let all = [Level::Portable, Level::Avx2, Level::Avx512, Level::Neon];
+        all.into_iter().filter(|level| level.is_available()).collect()
+    }
+    /// The fastest level of this machine.
+    pub fn detect() -> Level {
+        *Self::available().last().expect("portable code runs everywhere")
+    }
+    /// Whether this machine has the instructions.
+    pub fn is_available(self) -> bool {
+        match self {
+            Level::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::Avx2::new().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::Avx512::new().is_some(),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => true,
+            #[allow(unreachable_patterns)] // which levels exist depends on the target
+            _ => false,
+        }
+    }
+    /// Its name, as `PONDER_CPU` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+            Level::Neon => "neon",
+        }
+    }
+    /// Runs `kernel` with this level's instructions.
+    ///
+    /// # Panics
+    /// If this machine lacks them.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            Level::Portable => kernel.run(portable::Portable),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::Avx2::new().expect("the level was checked").call(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::Avx512::new().expect("the level was checked").call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => kernel.run(neon::Neon),
+            #[allow(unreachable_patterns)] // which levels exist depends on the target
+            _ => panic!("{} does not exist on this machine", self.name()),
+        }
+    }
+}
+
+/// Sixteen lanes of f32 and of i32, and what kernels do with them.
+///
+/// # Safety
+/// A value may exist only where the processor has the instructions that the methods use.
+#[allow(clippy::missing_safety_doc)] // pointers must be valid for the lanes that the name says
+pub unsafe trait Isa: Copy + Send + Sync + 'static {
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen i32, or 64 bytes.
+    type I: Copy;
+    /// Most rows that a linear tile of this level holds in registers.
+    const MAX_TILE: usize;
+
+    /// Runs `kernel` in a function compiled for these instructions.
+    fn call<K: Kernel>(self, kernel: K) -> K::Out;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// Reads 16 f32, unaligned.
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    /// Writes 16 f32, unaligned.
+    unsafe fn store(self, p: *mut f32, x: Self::F);
+    /// Reads 16 IEEE halves.
+    unsafe fn load_f16(self, p: *const u16) -> Self::F;
+    /// Writes 16 IEEE halves, rounded to nearest even.
+    unsafe fn store_f16(self, p: *mut u16, x: Self::F);
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a > b ? a : b`: `b` where one is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b`: `b` where one is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Bit `i` is set where `a > b` in lane `i`; NaN is never greater.
+    fn greater(self, a: Self::F, b: Self::F) -> u16;
+    /// Lane `i` of `a` where bit `i` is set, else of `b`.
+    fn select(self, mask: u16, a: Self::F, b: Self::F) -> Self::F;
+    /// The lanes' sum as a tree: `i + (i + 8)`, then `+ 4`, `+ 2`, `+ 1`.
+    fn sum(self, x: Self::F) -> f32;
+    /// Lane `i` is [`Isa::sum`] of `x[i]`.
+    fn sums(self, x: &[Self::F; 16]) -> Self::F;
+    /// The largest lane, by [`Isa::max`] over the same tree.
+    fn max_lane(self, x: Self::F) -> f32;
+
+    /// All lanes `x`.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// Reads 64 bytes, unaligned.
+    unsafe fn load_i(self, p: *const u8) -> Self::I;
+    /// Writes 64 bytes, unaligned.
+    unsafe fn store_i(self, p: *mut u8, x: Self::I);
+    /// Reads 16 bytes, each widened without sign.
+    unsafe fn load_u8(self, p: *const u8) -> Self::I;
+    /// Reads 16 bytes, each widened with its sign.
+    unsafe fn load_i8(self, p: *const u8) -> Self::I;
+    /// Reads 16 u16, each widened without sign.
+    unsafe fn load_u16(self, p: *const u16) -> Self::I;
+    /// Writes the low byte of each lane.
+    unsafe fn store_u8(self, p: *mut u8, x: Self::I);
+    /// Writes the low half of each lane.
+    unsafe fn store_u16(self, p: *mut u16, x: Self::I);
+    /// Bitwise and.
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise or.
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise exclusive or.
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Wrapping sum of lanes.
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The larger lane, signed.
+    fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Shift left.
+    fn shl<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Shift right, zeros in.
+    fn shr<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Shift right, sign in.
+    fn sra<const N: u32>(self, a: Self::I) -> Self::I;
+    /// `acc + sum of the four products` of unsigned bytes of `w` and signed bytes of `a`, exact.
+    /// `WIDE` says that bytes of `w` may exceed 63.
+    fn dot<const WIDE: bool>(self, acc: Self::I, w: Self::I, a: Self::I) -> Self::I;
+    /// Wrapping sum over the lanes.
+    fn sum_i(self, x: Self::I) -> i32;
+    /// The largest lane, signed.
+    fn max_lane_i(self, x: Self::I) -> i32;
+
+    /// i32 to f32, rounded to nearest even.
+    fn to_f(self, x: Self::I) -> Self::F;
+    /// f32 to i32, rounded to nearest even; values beyond i32 are unspecified.
+    fn round(self, x: Self::F) -> Self::I;
+    /// The bits of f32 lanes.
+    fn bits(self, x: Self::F) -> Self::I;
+    /// f32 lanes from bits.
+    fn from_bits(self, x: Self::I) -> Self::F;
+
+    /// Reads 16 bfloat16.
+    ///
+    /// # Safety
+    /// As [`Isa::load_u16`].
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::F {
+        // SAFETY: the caller's promise.
+        self.from_bits(self.shl::<16>(unsafe { self.load_u16(p) }))
+    }
+    /// Writes 16 bfloat16, rounded to nearest even; NaN stays NaN.
+    ///
+    /// # Safety
+    /// As [`Isa::store_u16`].
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, x: Self::F) {
+        let bits = self.bits(x);
+        let odd = self.and(self.shr::<16>(bits), self.splat_i(1));
+        let rounded = self.add_i(bits, self.add_i(odd, self.splat_i(0x7fff)));
+        let magnitude = self.and(bits, self.splat_i(0x7fff_ffff));
+        // A NaN could round to infinity or wrap: keep its top bits and make it quiet.
+        let quiet = self.or(bits, self.splat_i(0x0040_0000));
+        let above = self.max_i(magnitude, self.splat_i(0x7f80_0000));
+        let is_number = self.greater(self.splat(0.5), self.to_f(self.add_i(above, self.splat_i(-0x7f80_0000))));
+        let kept = self.select(is_number, self.from_bits(rounded), self.from_bits(quiet));
+        // SAFETY: the caller's promise.
+        unsafe { self.store_u16(p, self.shr::<16>(self.bits(kept))) }
+    }
+}

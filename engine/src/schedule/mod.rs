@@ -1,0 +1,298 @@
+//! Who runs in a step: continuous batching with chunked prefill, as a plain state machine.
+//!
+//! A request has no prefill and decode phases here, only a count of cached tokens; every step gives
+//! each running sequence some of what it lacks until the step's token budget ends, the oldest first.
+//! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
+
+mod sequence;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+pub use sequence::{Sequence, StopText};
+
+use crate::error::{Error, Result};
+use crate::request::{Finish, Request, RequestId, SeqId};
+use crate::step::{Settled, SettledSeq, StepId, StepPlan};
+
+/// Limits of a step and of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchedulerOptions {
+    /// Most tokens of one step, all sequences together.
+    pub max_step_tokens: usize,
+    /// Most tokens of one prompt in one step.
+    pub prefill_chunk: usize,
+    /// Most sequences in flight.
+    pub max_seqs: usize,
+    /// Longest prompt and answer together, in tokens.
+    pub max_model_len: usize,
+    /// Blocks of the pool, and their size: what can never fit is refused.
+    pub blocks: usize,
+    /// Tokens per block.
+    pub block_size: usize,
+}
+
+/// Something that a client is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Whose answer.
+    pub seq: SeqId,
+    /// New tokens; an end token is not among them.
+    pub tokens: Vec<u32>,
+    /// The end, once.
+    pub finish: Option<Finished>,
+}
+
+/// How an answer ended, and what it cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// Why.
+    pub why: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated, an end token included.
+    pub completion_tokens: usize,
+    /// Tokens computed more than once.
+    pub recomputed_tokens: usize,
+}
+
+/// The requests in flight.
+pub struct Scheduler {
+    options: SchedulerOptions,
+    seqs: HashMap<SeqId, Sequence>,
+    waiting: VecDeque<SeqId>,
+    running: Vec<SeqId>,
+    released: Vec<SeqId>,
+    /// Ends that no step will report: cancelled sequences.
+    ended: Vec<Event>,
+    next_step: u64,
+    free_blocks: usize,
+    preempted_last: bool,
+}
+
+impl Scheduler {
+    /// No requests yet.
+    pub fn new(options: SchedulerOptions) -> Self {
+        Self {
+            options,
+            seqs: HashMap::new(),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            released: Vec::new(),
+            ended: Vec::new(),
+            next_step: 1,
+            free_blocks: options.blocks,
+            preempted_last: false,
+        }
+    }
+
+    /// Takes a request, or says why it can never run. `stop_text` is asked once per answer.
+    pub fn submit(
+        &mut self,
+        now: Duration,
+        request: &Request,
+        mut stop_text: impl FnMut() -> Option<Box<dyn StopText>>,
+    ) -> Result<()> {
+        let (len, max) = (request.prompt.len(), self.options.max_model_len);
+        if len == 0 {
+            return Err(Error::invalid("prompt", "is empty"));
+        }
+        if len >= max {
+            return Err(Error::invalid("prompt", format!("{len} tokens leave no room for an answer in {max}")));
+        }
+        for choice in 0..request.params.n {
+            let seq = Sequence::new(request, choice, max, now, stop_text());
+            let pool = self.options.blocks * self.options.block_size;
+            if seq.longest() > pool {
+                let wanted = seq.longest();
+                let message =
+                    format!("{wanted} tokens with the answer, but the KV cache holds {pool}; lower max_tokens");
+                self.forget(request.id);
+                return Err(Error::invalid("prompt", message));
+            }
+            self.waiting.push_back(seq.id);
+            self.seqs.insert(seq.id, seq);
+        }
+        Ok(())
+    }
+
+    /// Drops every trace of a request that was refused half-way.
+    fn forget(&mut self, request: RequestId) {
+        self.seqs.retain(|id, _| id.request != request);
+        self.waiting.retain(|id| id.request != request);
+    }
+
+    /// Ends all answers of a request; they are told so by the next [`Scheduler::apply`] or [`Scheduler::drain_ended`].
+    pub fn cancel(&mut self, request: RequestId) {
+        let mut ids: Vec<SeqId> = self.seqs.keys().copied().filter(|s| s.request == request).collect();
+        ids.sort();
+        for id in ids {
+            let event = self.finish(id, Vec::new(), Finish::Cancelled);
+            self.ended.push(event);
+        }
+    }
+
+    /// Fails one answer from outside (its step broke the device).
+    pub fn fail(&mut self, seq: SeqId, reason: &str) {
+        if self.seqs.contains_key(&seq) {
+            let event = self.finish(seq, Vec::new(), Finish::Failed { reason: reason.into() });
+            self.ended.push(event);
+        }
+    }
+
+    /// Ends everything in flight.
+    pub fn fail_all(&mut self, reason: &str) -> Vec<Event> {
+        let mut ids: Vec<SeqId> = self.seqs.keys().copied().collect();
+        ids.sort();
+        ids.into_iter().for_each(|id| self.fail(id, reason));
+        self.drain_ended()
+    }
+
+    /// Ends that happened between steps.
+    pub fn drain_ended(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Nothing runs and nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.released.is_empty()
+    }
+    /// Sequences that have started, and that have not.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+    /// A sequence in flight.
+    pub fn sequence(&self, id: SeqId) -> Option<&Sequence> {
+        self.seqs.get(&id)
+    }
+
+    /// The next step; `None` when there is nothing to do. With `only`, no other sequence runs, and there
+    /// is nothing to do once it has ended.
+    pub fn plan(&mut self, _now: Duration, only: Option<SeqId>) -> Option<StepPlan> {
+        if self.is_idle() || only.is_some_and(|id| !self.seqs.contains_key(&id)) {
+            return None;
+        }
+        match only {
+            Some(id) if !self.running.contains(&id) => {
+                self.waiting.retain(|s| *s != id);
+                self.running.push(id);
+            }
+            Some(_) => {}
+            None => self.admit(),
+        }
+        let mut budget = self.options.max_step_tokens;
+        let mut plan = StepPlan { id: StepId(self.next_step), ..StepPlan::default() };
+        self.next_step += 1;
+        for id in &self.running {
+            let sits_out = only.is_some_and(|only| only != *id);
+            let share = self.seqs[id].plan(if sits_out { 0 } else { budget.min(self.options.prefill_chunk) });
+            if share.tokens.is_empty() {
+                plan.idle.push(*id);
+            } else {
+                budget -= share.tokens.len();
+                plan.seqs.push(share);
+            }
+        }
+        plan.released = std::mem::take(&mut self.released);
+        Some(plan)
+    }
+
+    /// Lets waiting sequences start while there is a seat and their whole known part fits in free blocks.
+    /// Nobody is admitted right after a preemption: the pool is short already.
+    fn admit(&mut self) {
+        let blocks_of = |seq: &Sequence| (seq.tokens.len() + 1).div_ceil(self.options.block_size);
+        let growing: usize = self.running.iter().map(|id| blocks_of(&self.seqs[id])).sum();
+        let mut free = if self.running.is_empty() {
+            self.options.blocks
+        } else {
+            // What running prompts still lack is spoken for.
+            self.options.blocks.saturating_sub(growing).min(self.free_blocks.max(1))
+        };
+        while let Some(id) = self.waiting.front().copied() {
+            let wanted = blocks_of(&self.seqs[&id]);
+            let alone = self.running.is_empty();
+            let seat = self.running.len() < self.options.max_seqs && !(self.preempted_last && !alone);
+            if !seat || (wanted > free && !alone) {
+                break;
+            }
+            free = free.saturating_sub(wanted);
+            self.waiting.pop_front();
+            self.running.push(id);
+        }
+    }
+
+    /// Takes a step's results; returns what clients are told.
+    pub fn apply(&mut self, settled: &Settled) -> Vec<Event> {
+        self.free_blocks = settled.free_blocks;
+        self.preempted_last = !settled.preempted.is_empty();
+        let mut events = self.drain_ended();
+        // The last preempted was the most important of them: it goes back to the front last.
+        for id in &settled.preempted {
+            self.restart(*id);
+        }
+        for result in &settled.seqs {
+            events.extend(self.apply_one(result));
+        }
+        events
+    }
+
+    fn apply_one(&mut self, result: &SettledSeq) -> Option<Event> {
+        // Cancelled while its step ran.
+        let seq = self.seqs.get_mut(&result.seq)?;
+        let chosen = match &result.chosen {
+            Ok(chosen) => chosen,
+            Err(reason) => return Some(self.finish(result.seq, Vec::new(), Finish::Failed { reason: reason.clone() })),
+        };
+        seq.cached = result.cached;
+        let mut tokens = Vec::new();
+        for token in chosen {
+            let finish = seq.push(*token);
+            if !matches!(finish, Some(Finish::Stop { .. })) {
+                tokens.push(*token);
+            }
+            if let Some(why) = finish {
+                return Some(self.finish(result.seq, tokens, why));
+            }
+        }
+        (!tokens.is_empty()).then_some(Event { seq: result.seq, tokens, finish: None })
+    }
+
+    fn finish(&mut self, id: SeqId, tokens: Vec<u32>, why: Finish) -> Event {
+        let seq = self.seqs.remove(&id).expect("only sequences in flight end");
+        self.running.retain(|s| *s != id);
+        self.waiting.retain(|s| *s != id);
+        self.released.push(id);
+        let finished = Finished {
+            why,
+            prompt_tokens: seq.prompt_len,
+            completion_tokens: seq.output_len(),
+            recomputed_tokens: seq.recomputed,
+        };
+        Event { seq: id, tokens, finish: Some(finished) }
+    }
+
+    fn restart(&mut self, id: SeqId) {
+        if let Some(seq) = self.seqs.get_mut(&id) {
+            seq.restart();
+            self.running.retain(|s| *s != id);
+            self.waiting.push_front(id);
+        }
+    }
+
+    /// The device and its cache were lost: everything in flight starts over from the token logs, in order.
+    pub fn replay(&mut self) {
+        for id in std::mem::take(&mut self.running).into_iter().rev() {
+            self.seqs.get_mut(&id).expect("running sequences are known").restart();
+            self.waiting.push_front(id);
+        }
+        self.free_blocks = self.options.blocks;
+    }
+
+    /// Sequences of the last plan, for the search of the one that breaks the device.
+    pub fn running(&self) -> &[SeqId] {
+        &self.running
+    }
+}
+
+#[cfg(test)]
+mod tests;
