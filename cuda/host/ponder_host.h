@@ -39,9 +39,13 @@ u8* dynamic_shared();
 struct Entry {
     const char* name;
     void (*call)(void** args);
+    u32 params;
     Entry* next;
     static Entry* first;
-    Entry(const char* name, void (*call)(void** args)) : name(name), call(call), next(first) { first = this; }
+    template <class... A>
+    Entry(const char* name, void (*call)(void** args), void (*)(A...)) : name(name), call(call), params(sizeof...(A)), next(first) {
+        first = this;
+    }
 };
 template <u32... I> struct Indices {};
 template <u32 N, u32... I> struct Count : Count<N - 1, N - 1, I...> {};
@@ -52,7 +56,7 @@ template <class... A>
 void unpack(void (*f)(A...), void** args) { unpack(f, args, typename Count<sizeof...(A)>::type()); }
 } // namespace host
 
-#define EXPORT(name) static host::Entry name##_entry(#name, [](void** args) { host::unpack(&name, args); });
+#define EXPORT(name) static host::Entry name##_entry(#name, [](void** args) { host::unpack(&name, args); }, &name);
 #define SHARED(type, name, count)                                                                                    \
     static const char name##_site = 0;                                                                               \
     type* name = (type*)host::shared_array(&name##_site, sizeof(type) * (count))

@@ -168,6 +168,28 @@ fn flags() -> Vec<&'static str> {
     flags
 }
 
+/// A folder with a `libcuda.so` over the executed kernels (host/fake_driver.cpp): with the folder first in
+/// `LD_LIBRARY_PATH`, [`crate::CudaBackend`] itself runs on the CPU, for tests of what talks to the driver.
+///
+/// # Errors
+/// As [`EmulatedCuda::new`].
+pub fn fake_driver() -> Result<PathBuf> {
+    static COPYING: Mutex<()> = Mutex::new(());
+    let library = build()?;
+    let _guard = COPYING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let folder = library.with_extension("driver");
+    if folder.join("libcuda.so").exists() {
+        return Ok(folder);
+    }
+    let put = || {
+        std::fs::create_dir_all(&folder)?;
+        let (part, whole) = (folder.join(format!("part{}", std::process::id())), folder.join("libcuda.so"));
+        std::fs::copy(&library, &part).and_then(|_| std::fs::rename(&part, &whole))
+    };
+    put().map_err(|e| Error::io(&folder, e))?;
+    Ok(folder)
+}
+
 /// The shared library of all kernels, built if it is not there.
 fn build() -> Result<PathBuf> {
     // One build in this process; processes beside it are kept apart by the folder's name.

@@ -10,12 +10,17 @@
 //! library linked at build time, no atomic addition of floats, no sum whose order depends on the batch.
 
 pub mod backend;
+pub mod compile;
 pub mod device;
+pub mod driver;
 pub mod emulated;
+pub mod images;
+pub mod nvrtc;
 pub mod record;
 pub mod source;
 pub mod weight;
 
 pub use backend::Cuda;
 pub use device::{Device, Dispatch, Module};
+pub use driver::CudaBackend;
 pub use emulated::EmulatedCuda;

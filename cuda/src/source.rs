@@ -14,9 +14,12 @@ pub const HEADERS: &[File] = kernels!["ponder.cuh", "weight.cuh", "product.cuh"]
 pub const KERNELS: &[File] =
     kernels!["attention.cu", "elementwise.cu", "embed.cu", "linear.cu", "mlp.cu", "norm.cu", "qkv.cu", "sample.cu",];
 
-/// The CPU's runtime and wrappers.
-pub const HOST: &[File] =
-    &[("ponder_host.h", include_str!("../host/ponder_host.h")), ("runtime.cpp", include_str!("../host/runtime.cpp"))];
+/// The CPU's wrappers, its runtime, and a driver library over it.
+pub const HOST: &[File] = &[
+    ("ponder_host.h", include_str!("../host/ponder_host.h")),
+    ("runtime.cpp", include_str!("../host/runtime.cpp")),
+    ("fake_driver.cpp", include_str!("../host/fake_driver.cpp")),
+];
 
 /// The text of `kernels/{stem}.cu`. Panics if there is none: stems are written in this crate.
 pub fn kernel(stem: &str) -> &'static str {

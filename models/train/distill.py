@@ -47,7 +47,9 @@ class Trainer:
         if self.path.exists():
             state = torch.load(self.path)
             self.model.load_state_dict(state["model"])
-            if state["stage"] == stage:
+            if state["stage"] == "distill" and stage == "warm":
+                self.step = steps  # already past this stage
+            elif state["stage"] == stage:
                 self.muon.load_state_dict(state["muon"])
                 self.adam.load_state_dict(state["adam"])
                 self.step = state["step"]
@@ -111,7 +113,7 @@ def sample(args):
                 messages = ([("system", system)] if system else []) + [("user", generate(rng, depth, False).question)]
                 prompts.append(t.encode(render_prompt(messages), add_special_tokens=False).ids)
             temperature = rng.choice([0.0, 0.0, 0.7])
-            for prompt, ids in zip(prompts, greedy(target, prompts, 2000, stop, temperature, done)):
+            for prompt, ids in zip(prompts, greedy(target, prompts, args.limit, stop, temperature, done)):
                 if ids[-1] == stop:  # a chain without an end teaches nothing
                     out.write(json.dumps({"prompt": prompt, "ids": ids}) + "\n")
             out.flush()
@@ -180,6 +182,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=0.015)
     parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--limit", type=int, default=2000, help="tokens for each sample")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

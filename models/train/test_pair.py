@@ -132,3 +132,22 @@ def test_marking():
     assert is_right(p, "<think>\nAnswer: 9</think>\n\nAnswer: 12") and not is_right(p, "Answer: 13") and not is_right(p, "12")
     assert extract("no") is None
     assert loops([1, 2, 3] * 20) and not loops(list(range(90)))
+
+
+def test_cached_generation_is_the_plain_forward_pass():
+    """Rows of different length in one batch, against the whole sequence alone, without a cache."""
+    import torch
+
+    from generate import greedy
+    from model import DRAFT, Llama
+
+    torch.manual_seed(0)
+    model = Llama(DRAFT).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2.0)  # sharper: no near-ties
+    prompts = [[5, 9, 200, 31], [7], [300, 2, 2, 2, 90, 41, 17]]
+    for prompt, out in zip(prompts, greedy(model, prompts, 12, stop=-1)):
+        with torch.no_grad():
+            whole = model(torch.tensor([prompt + out])).argmax(-1)[0].tolist()
+        assert out == whole[len(prompt) - 1 : -1]

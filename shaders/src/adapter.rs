@@ -54,6 +54,8 @@ pub struct AdapterSummary {
     pub driver: String,
     /// Kernel profile that it would run.
     pub profile: &'static str,
+    /// Whether it has subgroups of at least 8 lanes.
+    pub subgroups: bool,
     /// Largest binding in bytes; larger tensors are cut.
     pub max_binding_bytes: u64,
 }
@@ -98,16 +100,21 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         api: format!("{:?}", info.backend).to_lowercase(),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         profile: profile(adapter).name(),
+        subgroups: subgroups(adapter),
         max_binding_bytes: adapter.limits().max_storage_buffer_binding_size as u64,
         name: info.name,
     }
 }
 
+/// Kernels with subgroups share eight lanes' values.
+fn subgroups(adapter: &wgpu::Adapter) -> bool {
+    adapter.features().contains(wgpu::Features::SUBGROUP) && adapter.get_info().subgroup_min_size >= 8
+}
+
 /// The profile that suits an adapter.
 fn profile(adapter: &wgpu::Adapter) -> Profile {
     let info = adapter.get_info();
-    let subgroups = adapter.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
-    match (info.device_type == wgpu::DeviceType::Cpu, subgroups) {
+    match (info.device_type == wgpu::DeviceType::Cpu, subgroups(adapter)) {
         (true, broadcast) => Profile::Cpu { broadcast },
         (false, true) => Profile::GpuSubgroup,
         (false, false) => Profile::GpuBase,

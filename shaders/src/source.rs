@@ -27,35 +27,10 @@ macro_rules! files {
 }
 
 files![
-    "attention",
-    "attention_combine",
-    "copy",
-    "elementwise",
-    "embed",
-    "fold",
-    "format_BF16",
-    "format_F16",
-    "format_F32",
-    "format_Q4",
-    "format_Q4K",
-    "format_Q5",
-    "format_Q5K",
-    "format_Q6K",
-    "format_Q8",
-    "gather",
-    "kv",
-    "linear",
-    "linear_group",
-    "linear_main",
-    "linear_tile",
-    "merge",
-    "mlp",
-    "norm",
-    "qkv",
-    "rope",
-    "rotate",
-    "sample",
-    "x",
+    "attention", "attention_combine", "attention_subgroup", "copy", "elementwise", "embed", "fold",
+    "format_BF16", "format_F16", "format_F32", "format_Q4", "format_Q4K", "format_Q5", "format_Q5K", "format_Q6K",
+    "format_Q8", "gather", "kv", "linear", "linear_group", "linear_main", "linear_tile", "merge", "mlp", "norm", "qkv", "rope", "rotate",
+    "sample", "x",
 ];
 
 /// What is wrong with a shader's directives: a mistake of ours, named by file and line.
@@ -99,11 +74,7 @@ fn emit(lines: &[&str], scope: &Scope, out: &mut String) -> Result<(), Mistake> 
             "if" => {
                 let (otherwise, end) = block_end(lines, at)?;
                 let holds = evaluate(rest, scope).map_err(fail)? != 0;
-                let branch = if holds {
-                    &lines[at + 1..otherwise.unwrap_or(end)]
-                } else {
-                    &lines[otherwise.map_or(end, |o| o + 1)..end]
-                };
+                let branch = if holds { &lines[at + 1..otherwise.unwrap_or(end)] } else { &lines[otherwise.map_or(end, |o| o + 1)..end] };
                 emit(branch, scope, out)?;
                 at = end + 1;
             }
@@ -196,12 +167,7 @@ struct Parser<'a> {
 const OPERATORS: [&[(&str, fn(i64, i64) -> i64)]; 5] = [
     &[("||", |a, b| (a != 0 || b != 0) as i64)],
     &[("&&", |a, b| (a != 0 && b != 0) as i64)],
-    &[
-        ("==", |a, b| (a == b) as i64),
-        ("!=", |a, b| (a != b) as i64),
-        ("<", |a, b| (a < b) as i64),
-        (">", |a, b| (a > b) as i64),
-    ],
+    &[("==", |a, b| (a == b) as i64), ("!=", |a, b| (a != b) as i64), ("<", |a, b| (a < b) as i64), (">", |a, b| (a > b) as i64)],
     &[("+", |a, b| a + b), ("-", |a, b| a - b)],
     &[("*", |a, b| a * b), ("/", |a, b| a / b), ("%", |a, b| a % b)],
 ];

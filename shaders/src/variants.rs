@@ -206,6 +206,10 @@ pub fn store(profile: Profile, kv: KvFormat, rope: Option<(Pairing, bool)>) -> V
 /// Attention by (row, key head); `partial`: by split as well.
 pub fn attention(profile: Profile, kv: KvFormat, group: usize, head_dim: usize, partial: bool) -> Variant {
     let (lanes, quads) = (profile.lanes(8, 64), head_dim / 4);
+    if profile == (Profile::Cpu { broadcast: true }) {
+        let base = Variant::new("attention_subgroup").set("KV", kv as u8).set("GROUP", group).set("QUADS", quads);
+        return base.set("ITEMS", quads.div_ceil(8)).flag("PARTIAL", partial);
+    }
     // On a CPU one lane serves all heads of the group, so that a key or value is loaded once.
     let share = if profile.is_cpu() { group } else { 1 };
     Variant::new("attention")

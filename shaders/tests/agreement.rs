@@ -1,55 +1,55 @@
-//! Every op on every adapter of this machine, in every profile that it can run, against the oracle.
+//! Every op on every adapter of this machine, in every profile that it can run, against the oracle; and a
+//! row's bits against its neighbours, their number and the row bucket.
+
+use std::time::Instant;
 
 use ponder_engine::backend::check;
+use ponder_engine::error::Result;
 use ponder_shaders::variants::Profile;
 use ponder_shaders::{WgpuBackend, WgpuOptions, adapters};
 
-/// A backend per adapter and profile; none where there is no adapter.
-fn backends(fused: bool) -> Vec<(String, WgpuBackend)> {
-    let mut out = Vec::new();
-    for adapter in adapters() {
-        for profile in Profile::ALL {
-            if adapter.profile == "gpu-base" && profile.subgroups() {
-                continue;
+/// Runs a check on each adapter that can run `profile`.
+fn on_adapters(profile: Profile, fused: bool, check: fn(&mut WgpuBackend) -> Result<usize>) {
+    let able: Vec<_> = adapters().into_iter().filter(|a| !profile.subgroups() || a.subgroups).collect();
+    if able.is_empty() {
+        println!("SKIP: no adapter for {} (Debian: mesa-vulkan-drivers brings a software one)", profile.name());
+    }
+    for adapter in able {
+        let name = Some(adapter.index.to_string());
+        let options = WgpuOptions { adapter: name, profile: Some(profile), fused, ..WgpuOptions::default() };
+        let mut backend = WgpuBackend::new(options).unwrap_or_else(|e| panic!("{}: {e}", adapter.name));
+        let started = Instant::now();
+        match check(&mut backend) {
+            Ok(count) => println!("{}, {}: {count} problems in {:.0?}", adapter.name, profile.name(), started.elapsed()),
+            Err(e) => panic!("{}: {e}", profile.name()),
+        }
+    }
+}
+
+macro_rules! agreement {
+    ($($module:ident: $profile:expr;)*) => {$(
+        mod $module {
+            use super::*;
+            #[test]
+            fn agrees_with_reference() {
+                on_adapters($profile, true, check::agrees_with_reference);
             }
-            let options = WgpuOptions {
-                adapter: Some(adapter.index.to_string()),
-                profile: Some(profile),
-                fused,
-                ..WgpuOptions::default()
-            };
-            let name = format!("{}, {}", adapter.name, profile.name());
-            out.push((name, WgpuBackend::new(options).expect("a listed adapter opens")));
+            #[test]
+            fn rows_are_independent() {
+                on_adapters($profile, true, check::rows_are_independent);
+            }
         }
-    }
-    if out.is_empty() {
-        println!("SKIP: no Vulkan, Metal or DX12 adapter (Debian: mesa-vulkan-drivers)");
-    }
-    out
+    )*};
+}
+
+agreement! {
+    cpu: Profile::Cpu { broadcast: true };
+    cpu_without_subgroups: Profile::Cpu { broadcast: false };
+    gpu_base: Profile::GpuBase;
+    gpu_subgroup: Profile::GpuSubgroup;
 }
 
 #[test]
-fn agrees_with_reference() {
-    let mut failures = Vec::new();
-    for (name, mut backend) in backends(true) {
-        let started = std::time::Instant::now();
-        match check::agrees_with_reference(&mut backend) {
-            Ok(count) => println!("{name}: {count} problems agree ({:.1?})", started.elapsed()),
-            Err(e) => failures.push(format!("{name}: {e}")),
-        }
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-}
-
-#[test]
-fn rows_are_independent() {
-    let mut failures = Vec::new();
-    for (name, mut backend) in backends(true) {
-        let started = std::time::Instant::now();
-        match check::rows_are_independent(&mut backend) {
-            Ok(count) => println!("{name}: {count} problems ({:.1?})", started.elapsed()),
-            Err(e) => failures.push(format!("{name}: {e}")),
-        }
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+fn fused_ops_equal_their_parts() {
+    on_adapters(Profile::Cpu { broadcast: true }, false, check::agrees_with_reference);
 }
