@@ -37,13 +37,34 @@ pub struct ModelArgs {
     #[arg(long, env = "PONDER_KV_MEMORY", value_parser = byte_count, value_name = "BYTES")]
     pub kv_memory: Option<u64>,
     /// Tokens per KV block
-    #[arg(long, env = "PONDER_BLOCK_SIZE", allow_negative_numbers = true, default_value_t = 16, value_name = "N", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "PONDER_BLOCK_SIZE",
+        allow_negative_numbers = true,
+        default_value_t = 16,
+        value_name = "N",
+        hide_short_help = true
+    )]
     pub block_size: usize,
     /// Most tokens of one prompt in one step
-    #[arg(long, env = "PONDER_PREFILL_CHUNK", allow_negative_numbers = true, default_value_t = 512, value_name = "N", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "PONDER_PREFILL_CHUNK",
+        allow_negative_numbers = true,
+        default_value_t = 512,
+        value_name = "N",
+        hide_short_help = true
+    )]
     pub prefill_chunk: usize,
     /// Most tokens of one step, all sequences together
-    #[arg(long, env = "PONDER_MAX_STEP_TOKENS", allow_negative_numbers = true, default_value_t = 512, value_name = "N", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "PONDER_MAX_STEP_TOKENS",
+        allow_negative_numbers = true,
+        default_value_t = 512,
+        value_name = "N",
+        hide_short_help = true
+    )]
     pub max_step_tokens: usize,
 }
 

@@ -28,10 +28,24 @@ Examples:
   ponder bench --model smollm2.gguf --batch 16 --decode-tokens 64 --json")]
 pub struct BenchArgs {
     /// Tokens of each prompt
-    #[arg(long, short, env = "PONDER_PROMPT_TOKENS", allow_negative_numbers = true, default_value_t = 512, value_name = "P")]
+    #[arg(
+        long,
+        short,
+        env = "PONDER_PROMPT_TOKENS",
+        allow_negative_numbers = true,
+        default_value_t = 512,
+        value_name = "P"
+    )]
     pub prompt_tokens: usize,
     /// Steps of decoding that are timed
-    #[arg(long, short, env = "PONDER_DECODE_TOKENS", allow_negative_numbers = true, default_value_t = 128, value_name = "D")]
+    #[arg(
+        long,
+        short,
+        env = "PONDER_DECODE_TOKENS",
+        allow_negative_numbers = true,
+        default_value_t = 128,
+        value_name = "D"
+    )]
     pub decode_tokens: usize,
     /// Requests at once
     #[arg(long, env = "PONDER_BATCH", allow_negative_numbers = true, default_value_t = 1, value_name = "B")]
