@@ -98,7 +98,7 @@ impl Handle {
         let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
         // The streamer first: no token may come before its listener.
         self.streamer.call(Listen { request: id, choices, stop, sink }).await.map_err(closed)?;
-        let request = Request { id, prompt, params, eos };
+        let request = Request { id, prompt, params, eos, thinking: None };
         let submit = Submit { request, stop_text, now: self.tracer.now() };
         if let Err(refused) = self.star.scheduler.call(submit).await.map_err(closed)? {
             self.streamer.call(Forget { request: id }).await.map_err(closed)?;

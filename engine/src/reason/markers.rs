@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kmp::Patterns;
 use crate::error::{Error, Result};
+use crate::text::{Piece, Tokenizer};
 
 /// What this module needs of a tokenizer.
 pub trait Vocabulary {
@@ -18,6 +19,18 @@ pub trait Vocabulary {
     fn bytes_of(&self, id: u32) -> &[u8];
     /// One more than the largest id.
     fn size(&self) -> usize;
+}
+
+impl Vocabulary for Tokenizer {
+    fn encode_scaffold(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with_special(text)
+    }
+    fn bytes_of(&self, id: u32) -> &[u8] {
+        self.token_bytes(id)
+    }
+    fn size(&self) -> usize {
+        self.vocab_size()
+    }
 }
 
 /// What a marker does.
@@ -196,7 +209,15 @@ impl Markers {
         Ok(())
     }
 
-    /// How a prompt starts the answer: `tail` is the template's own text after the last message's content.
+    /// How a rendered chat starts the answer: only the template's own text after the last content counts, so
+    /// that no message moves it.
+    pub fn start_of(&self, pieces: &[Piece]) -> Start {
+        let tail = pieces.iter().rev().take_while(|p| matches!(p, Piece::Scaffold(_)));
+        let tail: Vec<&str> = tail.map(Piece::text).collect();
+        self.start(&tail.into_iter().rev().collect::<String>())
+    }
+
+    /// The same from text: `tail` is the template's own text after the last message's content.
     pub fn start(&self, tail: &str) -> Start {
         let last = |text: &Option<String>| text.as_deref().and_then(|t| tail.rfind(t));
         match (last(&self.texts.open), last(&self.texts.close)) {

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::Decision;
 use super::budget::{Budget, CloseReason, Landing, Steer};
 use super::loops::{Loop, LoopDetector, LoopOptions};
 use super::markers::{Markers, Start};
 use super::phase::{Counts, Phase, PhaseMachine, PhaseOptions, Step};
+use crate::request::SamplingParams;
 
 /// How a request's answers think: what is the same for all of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,12 +27,23 @@ pub struct Thinking {
     pub landing: Option<Landing>,
     /// When thinking is a loop; `None` never.
     pub loops: Option<LoopOptions>,
+    /// What was decided for this request; `None`: the parameters' own budget counts.
+    pub decision: Option<Decision>,
 }
 
 impl Thinking {
     /// The usual settings for a model's markers.
     pub fn new(markers: Arc<Markers>, start: Start) -> Self {
-        Self { markers, start, phase: PhaseOptions::default(), landing: None, loops: Some(LoopOptions::default()) }
+        let (phase, loops) = (PhaseOptions::default(), Some(LoopOptions::default()));
+        Self { markers, start, phase, landing: None, loops, decision: None }
+    }
+
+    /// The budget of one answer of at most `max_tokens`.
+    pub fn budget(&self, params: &SamplingParams, max_tokens: usize) -> Budget {
+        let decision = self.decision.as_ref();
+        let limit = decision.map_or(params.thinking_token_budget, |d| d.budget);
+        let budget = Budget::new(limit, max_tokens, params.answer_reserve, self.landing.clone());
+        budget.with_extension(decision.and_then(|d| d.extension))
     }
 }
 

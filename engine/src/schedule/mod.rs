@@ -12,6 +12,7 @@ use std::time::Duration;
 pub use sequence::{Sequence, StopText};
 
 use crate::error::{Error, Result};
+use crate::reason::{Decision, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
 
@@ -37,8 +38,11 @@ pub struct SchedulerOptions {
 pub struct Event {
     /// Whose answer.
     pub seq: SeqId,
-    /// New tokens; an end token is not among them.
+    /// New tokens, thinking and markers too; an end token is not among them. A token that may be the beginning
+    /// of a marker comes once that is decided.
     pub tokens: Vec<u32>,
+    /// Whose they are, in order: the lengths are those of `tokens` together.
+    pub spans: Vec<Span>,
     /// The end, once.
     pub finish: Option<Finished>,
 }
@@ -54,6 +58,12 @@ pub struct Finished {
     pub completion_tokens: usize,
     /// Tokens computed more than once.
     pub recomputed_tokens: usize,
+    /// Tokens of thinking among those generated.
+    pub reasoning_tokens: usize,
+    /// What became of the thinking; `None` if the model does not think.
+    pub thinking: Option<ThinkingReport>,
+    /// How deep it was to think, and why.
+    pub decision: Option<Decision>,
 }
 
 /// The requests in flight.
@@ -102,6 +112,11 @@ impl Scheduler {
         }
         for choice in 0..request.params.n {
             let seq = Sequence::new(request, choice, max, now, stop_text());
+            if !seq.has_room() {
+                self.forget(request.id);
+                let message = "leaves no token for the answer after the end of the thinking; raise it";
+                return Err(Error::invalid("max_tokens", message));
+            }
             let pool = self.options.blocks * self.options.block_size;
             if seq.longest() > pool {
                 let wanted = seq.longest();
@@ -127,15 +142,20 @@ impl Scheduler {
         let mut ids: Vec<SeqId> = self.seqs.keys().copied().filter(|s| s.request == request).collect();
         ids.sort();
         for id in ids {
-            let event = self.finish(id, Vec::new(), Finish::Cancelled);
+            let event = self.finish(id, Finish::Cancelled);
             self.ended.push(event);
         }
+    }
+
+    /// The client wants the answers of a request now: their thinking is closed after the next token.
+    pub fn end_thinking(&mut self, request: RequestId) {
+        self.seqs.values_mut().filter(|s| s.id.request == request).for_each(Sequence::ask_for_answer);
     }
 
     /// Fails one answer from outside (its step broke the device).
     pub fn fail(&mut self, seq: SeqId, reason: &str) {
         if self.seqs.contains_key(&seq) {
-            let event = self.finish(seq, Vec::new(), Finish::Failed { reason: reason.into() });
+            let event = self.finish(seq, Finish::Failed { reason: reason.into() });
             self.ended.push(event);
         }
     }
@@ -241,34 +261,37 @@ impl Scheduler {
         let seq = self.seqs.get_mut(&result.seq)?;
         let chosen = match &result.chosen {
             Ok(chosen) => chosen,
-            Err(reason) => return Some(self.finish(result.seq, Vec::new(), Finish::Failed { reason: reason.clone() })),
+            Err(reason) => return Some(self.finish(result.seq, Finish::Failed { reason: reason.clone() })),
         };
-        seq.cached = result.cached;
-        let mut tokens = Vec::new();
-        for token in chosen {
-            let finish = seq.push(*token);
-            if !matches!(finish, Some(Finish::Stop { .. })) {
-                tokens.push(*token);
-            }
-            if let Some(why) = finish {
-                return Some(self.finish(result.seq, tokens, why));
-            }
+        if let Some(why) = seq.take(chosen, result.cached) {
+            return Some(self.finish(result.seq, why));
         }
-        (!tokens.is_empty()).then_some(Event { seq: result.seq, tokens, finish: None })
+        if chosen.is_empty() {
+            return None; // inside the prompt
+        }
+        // An event without tokens says that one was chosen but is not decided yet.
+        let (tokens, spans) = seq.tell();
+        Some(Event { seq: result.seq, tokens, spans, finish: None })
     }
 
-    fn finish(&mut self, id: SeqId, tokens: Vec<u32>, why: Finish) -> Event {
-        let seq = self.seqs.remove(&id).expect("only sequences in flight end");
+    fn finish(&mut self, id: SeqId, why: Finish) -> Event {
+        let mut seq = self.seqs.remove(&id).expect("only sequences in flight end");
         self.running.retain(|s| *s != id);
         self.waiting.retain(|s| *s != id);
         self.released.push(id);
+        let why = seq.close(why);
+        let (tokens, spans) = seq.tell();
+        let thinking = seq.report();
         let finished = Finished {
             why,
             prompt_tokens: seq.prompt_len,
             completion_tokens: seq.output_len(),
             recomputed_tokens: seq.recomputed,
+            reasoning_tokens: thinking.map_or(0, |t| t.counts.reasoning),
+            thinking,
+            decision: seq.decision().cloned(),
         };
-        Event { seq: id, tokens, finish: Some(finished) }
+        Event { seq: id, tokens, spans, finish: Some(finished) }
     }
 
     fn restart(&mut self, id: SeqId) {
