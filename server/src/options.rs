@@ -61,7 +61,7 @@ pub struct EngineOptions {
     pub model: PathBuf,
     /// Where it runs.
     pub backend: BackendChoice,
-    /// Part of the name of the adapter that wgpu shall use; the best one if `None`.
+    /// Which GPU: its number, or a part of its name; the best one if `None`.
     pub adapter: Option<String>,
     /// Threads of the CPU backend; 0 is one per core.
     pub threads: usize,

@@ -21,7 +21,7 @@ pub struct ModelArgs {
     /// through wgpu, else the CPU; reference is the slow f64 oracle
     #[arg(long, env = "PONDER_BACKEND", default_value = "auto", value_name = "B")]
     pub backend: BackendChoice,
-    /// Part of the name of the adapter that wgpu shall use (see `ponder devices`)
+    /// Which GPU: its number, or a part of its name (see `ponder devices`)
     #[arg(long, env = "PONDER_ADAPTER", value_name = "NAME")]
     pub adapter: Option<String>,
     /// Threads of the CPU backend; 0 is one per core
