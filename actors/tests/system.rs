@@ -10,6 +10,7 @@ use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::{Finish, SamplingParams, SeqId};
 use ponder_engine::schedule::SchedulerOptions;
+use ponder_engine::spec::DrafterKind;
 use ponder_engine::text::Tokenizer;
 
 const BLOCK: usize = 4;
@@ -85,8 +86,9 @@ fn tokenizer() -> Tokenizer {
 
 fn system(blocks: usize) -> System {
     let hangs = Arc::new(AtomicUsize::new(0));
-    let target: Loader =
-        Arc::new(move || Ok(Box::new(Hash { slots: vec![None; 64 * 64], hangs: hangs.clone() }) as Box<dyn BatchRunner>));
+    let target: Loader = Arc::new(move || {
+        Ok(Box::new(Hash { slots: vec![None; 64 * 64], hangs: hangs.clone() }) as Box<dyn BatchRunner>)
+    });
     let scheduler = SchedulerOptions {
         max_step_tokens: 32,
         prefill_chunk: 7,
@@ -96,7 +98,9 @@ fn system(blocks: usize) -> System {
         block_size: BLOCK,
     };
     let tokenizer = Arc::new(tokenizer());
-    System::start(SystemOptions { scheduler, target, tokenizer, step_timeout: Duration::from_millis(500) }).unwrap()
+    let step_timeout = Duration::from_millis(500);
+    let drafter = DrafterKind::None;
+    System::start(SystemOptions { scheduler, target, tokenizer, drafter, step_timeout }).unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {

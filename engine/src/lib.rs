@@ -11,6 +11,7 @@ pub mod kv;
 pub mod model;
 pub mod op;
 pub mod program;
+pub mod reason;
 pub mod request;
 pub mod schedule;
 pub mod spec;

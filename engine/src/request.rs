@@ -1,7 +1,10 @@
 //! What a user asks for, and how a request ends.
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::op::SampleRow;
+use crate::reason::Thinking;
 
 /// A request, from submission to its one end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +50,11 @@ pub struct SamplingParams {
     pub stop_token_ids: Vec<u32>,
     /// Goes on after the model's end tokens (for measurements).
     pub ignore_eos: bool,
+    /// Most tokens of thinking, exactly; 0 is none at all, `None` unlimited. A request's
+    /// [`Decision`](crate::reason::Decision), where there is one, has taken it into account and counts instead.
+    pub thinking_token_budget: Option<usize>,
+    /// Tokens of `max_tokens` that thinking leaves to the answer; `None`: 256, or half if that is less.
+    pub answer_reserve: Option<usize>,
 }
 
 impl Default for SamplingParams {
@@ -66,6 +74,8 @@ impl Default for SamplingParams {
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
+            thinking_token_budget: None,
+            answer_reserve: None,
         }
     }
 }
@@ -91,9 +101,18 @@ impl SamplingParams {
         if self.max_tokens == Some(0) {
             return Err(Error::invalid("max_tokens", "must be at least 1"));
         }
+        if let (Some(reserve), Some(max)) = (self.answer_reserve, self.max_tokens)
+            && reserve >= max
+        {
+            let message = format!("{reserve} leaves no token of max_tokens {max} to think with");
+            return Err(Error::invalid("answer_reserve", message));
+        }
         for (token, bias) in &self.logit_bias {
             if *token as usize >= vocab {
-                return Err(Error::invalid("logit_bias", format!("token {token} is not below the vocabulary's {vocab}")));
+                return Err(Error::invalid(
+                    "logit_bias",
+                    format!("token {token} is not below the vocabulary's {vocab}"),
+                ));
             }
             within("logit_bias", *bias, -100.0, 100.0)?;
         }
@@ -141,6 +160,8 @@ pub struct Request {
     pub params: SamplingParams,
     /// Ids after which the model has said everything.
     pub eos: Vec<u32>,
+    /// How it thinks; `None`: all it says is the answer.
+    pub thinking: Option<Arc<Thinking>>,
 }
 
 /// Why an answer ended. Each answer ends exactly once.

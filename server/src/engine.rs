@@ -130,6 +130,7 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
             scheduler: scheduler_options(&options, &sizing.runner),
             target: loader(options.model.clone(), First { checkpoint, report }, sizing.runner, make),
             tokenizer: prompter.tokenizer().clone(),
+            drafter: ponder_engine::spec::DrafterKind::None,
             step_timeout: step_timeout(info.kind),
         };
         let started = std::thread::scope(|scope| {

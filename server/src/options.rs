@@ -25,13 +25,8 @@ pub enum BackendChoice {
 
 impl BackendChoice {
     /// Every choice, in the order in which help texts list them.
-    pub const ALL: [BackendChoice; 5] = [
-        BackendChoice::Auto,
-        BackendChoice::Cpu,
-        BackendChoice::Wgpu,
-        BackendChoice::Cuda,
-        BackendChoice::Reference,
-    ];
+    pub const ALL: [BackendChoice; 5] =
+        [BackendChoice::Auto, BackendChoice::Cpu, BackendChoice::Wgpu, BackendChoice::Cuda, BackendChoice::Reference];
 
     /// The word for it on the command line.
     pub const fn name(self) -> &'static str {
@@ -66,7 +61,7 @@ pub struct EngineOptions {
     pub model: PathBuf,
     /// Where it runs.
     pub backend: BackendChoice,
-    /// Part of the name of the adapter that wgpu shall use; the best one if `None`.
+    /// Which GPU: its number, or a part of its name; the best one if `None`.
     pub adapter: Option<String>,
     /// Threads of the CPU backend; 0 is one per core.
     pub threads: usize,

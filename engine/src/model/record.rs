@@ -79,7 +79,12 @@ struct Recorder<'a> {
 /// Records the forward pass: tokens in, sampled ids out, logits readable beside them.
 ///
 /// `format_of` gives the stored format of a matrix; norms and biases are F32 vectors.
-pub fn record(config: &ModelConfig, capacity: Capacity, kv: KvShape, format_of: &dyn Fn(WeightId) -> Format) -> Program {
+pub fn record(
+    config: &ModelConfig,
+    capacity: Capacity,
+    kv: KvShape,
+    format_of: &dyn Fn(WeightId) -> Format,
+) -> Program {
     let name = format!("{} {} rows", config.family.name, capacity.rows);
     let program = Program::new(name, capacity.rows, capacity.logit_rows);
     let mut r = Recorder { config, kv, format_of, program };
@@ -156,11 +161,11 @@ impl Recorder<'_> {
         let c = self.config;
         let weight = self.layer_weight(layer, LayerWeight::AttnNorm);
         self.norm(s, weight, layer == 0);
-        let [wq, wk, wv] =
-            [LayerWeight::Q, LayerWeight::K, LayerWeight::V].map(|w| self.layer_weight(layer, w));
-        let bias = c.family.qkv_bias.then(|| {
-            [LayerWeight::QBias, LayerWeight::KBias, LayerWeight::VBias].map(|w| self.layer_weight(layer, w))
-        });
+        let [wq, wk, wv] = [LayerWeight::Q, LayerWeight::K, LayerWeight::V].map(|w| self.layer_weight(layer, w));
+        let bias = c
+            .family
+            .qkv_bias
+            .then(|| [LayerWeight::QBias, LayerWeight::KBias, LayerWeight::VBias].map(|w| self.layer_weight(layer, w)));
         let norm =
             c.family.qk_norm.then(|| [LayerWeight::QNorm, LayerWeight::KNorm].map(|w| self.layer_weight(layer, w)));
         let shape = [self.kv.blocks, self.kv.block_size, c.kv_heads, c.head_dim];

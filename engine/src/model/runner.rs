@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::ModelConfig;
 use super::batch::{Batch, BatchOutput};
 use super::record::{Capacity, KvShape, names, record};
 use super::rope::RopeTable;
 use super::weights::WeightId;
-use super::ModelConfig;
 use crate::backend::{Backend, Bound, DeviceInfo};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -315,4 +315,3 @@ fn buckets<B: Backend>(info: &DeviceInfo, options: &RunnerOptions) -> Vec<Bucket
         })
         .collect()
 }
-

@@ -12,11 +12,13 @@ use std::time::Duration;
 pub use sequence::{Sequence, StopText};
 
 use crate::error::{Error, Result};
+use crate::reason::{Decision, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
+use crate::spec::{DraftLength, LengthOptions, Survival};
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
 
 /// Limits of a step and of a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SchedulerOptions {
     /// Most tokens of one step, all sequences together.
     pub max_step_tokens: usize,
@@ -30,6 +32,22 @@ pub struct SchedulerOptions {
     pub blocks: usize,
     /// Tokens per block.
     pub block_size: usize,
+    /// Guesses per sequence and step.
+    pub drafts: DraftPolicy,
+    /// Most rows of one step whose logits are wanted: one per sequence that chooses, one per guess.
+    pub max_logit_rows: usize,
+}
+
+/// How many tokens are guessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum DraftPolicy {
+    /// None.
+    #[default]
+    Off,
+    /// Always as many.
+    Fixed(usize),
+    /// As many as pay, measured.
+    Auto(LengthOptions),
 }
 
 /// Something that a client is told.
@@ -37,8 +55,11 @@ pub struct SchedulerOptions {
 pub struct Event {
     /// Whose answer.
     pub seq: SeqId,
-    /// New tokens; an end token is not among them.
+    /// New tokens, thinking and markers too; an end token is not among them. A token that may be the beginning
+    /// of a marker comes once that is decided.
     pub tokens: Vec<u32>,
+    /// Whose they are, in order: the lengths are those of `tokens` together.
+    pub spans: Vec<Span>,
     /// The end, once.
     pub finish: Option<Finished>,
 }
@@ -54,6 +75,12 @@ pub struct Finished {
     pub completion_tokens: usize,
     /// Tokens computed more than once.
     pub recomputed_tokens: usize,
+    /// Tokens of thinking among those generated.
+    pub reasoning_tokens: usize,
+    /// What became of the thinking; `None` if the model does not think.
+    pub thinking: Option<ThinkingReport>,
+    /// How deep it was to think, and why.
+    pub decision: Option<Decision>,
 }
 
 /// The requests in flight.
@@ -68,6 +95,10 @@ pub struct Scheduler {
     next_step: u64,
     free_blocks: usize,
     preempted_last: bool,
+    draft_length: DraftLength,
+    survivals: HashMap<SeqId, Survival>,
+    /// Rows of the step in flight, guesses not counted.
+    planned_rows: usize,
 }
 
 impl Scheduler {
@@ -83,6 +114,12 @@ impl Scheduler {
             next_step: 1,
             free_blocks: options.blocks,
             preempted_last: false,
+            draft_length: DraftLength::new(match options.drafts {
+                DraftPolicy::Auto(length) => length,
+                DraftPolicy::Off | DraftPolicy::Fixed(_) => LengthOptions::default(),
+            }),
+            survivals: HashMap::new(),
+            planned_rows: 0,
         }
     }
 
@@ -102,10 +139,16 @@ impl Scheduler {
         }
         for choice in 0..request.params.n {
             let seq = Sequence::new(request, choice, max, now, stop_text());
+            if !seq.has_room() {
+                self.forget(request.id);
+                let message = "leaves no token for the answer after the end of the thinking; raise it";
+                return Err(Error::invalid("max_tokens", message));
+            }
             let pool = self.options.blocks * self.options.block_size;
             if seq.longest() > pool {
                 let wanted = seq.longest();
-                let message = format!("{wanted} tokens with the answer, but the KV cache holds {pool}; lower max_tokens");
+                let message =
+                    format!("{wanted} tokens with the answer, but the KV cache holds {pool}; lower max_tokens");
                 self.forget(request.id);
                 return Err(Error::invalid("prompt", message));
             }
@@ -126,15 +169,20 @@ impl Scheduler {
         let mut ids: Vec<SeqId> = self.seqs.keys().copied().filter(|s| s.request == request).collect();
         ids.sort();
         for id in ids {
-            let event = self.finish(id, Vec::new(), Finish::Cancelled);
+            let event = self.finish(id, Finish::Cancelled);
             self.ended.push(event);
         }
+    }
+
+    /// The client wants the answers of a request now: their thinking is closed after the next token.
+    pub fn end_thinking(&mut self, request: RequestId) {
+        self.seqs.values_mut().filter(|s| s.id.request == request).for_each(Sequence::ask_for_answer);
     }
 
     /// Fails one answer from outside (its step broke the device).
     pub fn fail(&mut self, seq: SeqId, reason: &str) {
         if self.seqs.contains_key(&seq) {
-            let event = self.finish(seq, Vec::new(), Finish::Failed { reason: reason.into() });
+            let event = self.finish(seq, Finish::Failed { reason: reason.into() });
             self.ended.push(event);
         }
     }
@@ -193,7 +241,50 @@ impl Scheduler {
             }
         }
         plan.released = std::mem::take(&mut self.released);
+        plan.released.iter().for_each(|seq| drop(self.survivals.remove(seq)));
+        self.planned_rows = self.options.max_step_tokens - budget;
+        self.plan_drafts(&mut plan, budget);
         Some(plan)
+    }
+
+    /// Guesses for the sequences that choose a token, at most `budget` rows of them.
+    fn plan_drafts(&mut self, plan: &mut StepPlan, budget: usize) {
+        if self.options.drafts == DraftPolicy::Off {
+            return;
+        }
+        let choosing: Vec<usize> = (0..plan.seqs.len()).filter(|i| plan.seqs[*i].sample.is_some()).collect();
+        let lengths = match self.options.drafts {
+            DraftPolicy::Fixed(k) => vec![k; choosing.len()],
+            _ => {
+                for i in &choosing {
+                    self.survivals.entry(plan.seqs[*i].seq).or_insert_with(|| self.draft_length.survival());
+                }
+                let survivals: Vec<&Survival> = choosing.iter().map(|i| &self.survivals[&plan.seqs[*i].seq]).collect();
+                self.draft_length.choose(&survivals, self.planned_rows - choosing.len())
+            }
+        };
+        let mut left = budget.min(self.options.max_logit_rows.saturating_sub(choosing.len()));
+        for (i, length) in choosing.into_iter().zip(lengths) {
+            // The token after the guesses comes for free: a guess beyond what may be chosen is in vain.
+            let useful = self.seqs[&plan.seqs[i].seq].free_tokens().saturating_sub(1);
+            plan.seqs[i].max_drafts = length.min(useful).min(left);
+            left -= plan.seqs[i].max_drafts;
+        }
+    }
+
+    /// Learns from a step how long steps take and which guesses were right.
+    fn observe(&mut self, settled: &Settled) {
+        if !matches!(self.options.drafts, DraftPolicy::Auto(_)) {
+            return;
+        }
+        let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
+        self.draft_length.observe_step(self.planned_rows + drafted, settled.device_time.as_secs_f64() * 1e6);
+        for result in settled.seqs.iter().filter(|s| s.drafted > 0) {
+            let accepted = result.chosen.as_ref().map_or(0, |c| c.len().saturating_sub(1));
+            if let Some(survival) = self.survivals.get_mut(&result.seq) {
+                self.draft_length.observe_guesses(survival, result.drafted, accepted);
+            }
+        }
     }
 
     /// Lets waiting sequences start while there is a seat and their whole known part fits in free blocks.
@@ -224,6 +315,7 @@ impl Scheduler {
     pub fn apply(&mut self, settled: &Settled) -> Vec<Event> {
         self.free_blocks = settled.free_blocks;
         self.preempted_last = !settled.preempted.is_empty();
+        self.observe(settled);
         let mut events = self.drain_ended();
         // The last preempted was the most important of them: it goes back to the front last.
         for id in &settled.preempted {
@@ -240,34 +332,37 @@ impl Scheduler {
         let seq = self.seqs.get_mut(&result.seq)?;
         let chosen = match &result.chosen {
             Ok(chosen) => chosen,
-            Err(reason) => return Some(self.finish(result.seq, Vec::new(), Finish::Failed { reason: reason.clone() })),
+            Err(reason) => return Some(self.finish(result.seq, Finish::Failed { reason: reason.clone() })),
         };
-        seq.cached = result.cached;
-        let mut tokens = Vec::new();
-        for token in chosen {
-            let finish = seq.push(*token);
-            if !matches!(finish, Some(Finish::Stop { .. })) {
-                tokens.push(*token);
-            }
-            if let Some(why) = finish {
-                return Some(self.finish(result.seq, tokens, why));
-            }
+        if let Some(why) = seq.take(chosen, result.cached) {
+            return Some(self.finish(result.seq, why));
         }
-        (!tokens.is_empty()).then_some(Event { seq: result.seq, tokens, finish: None })
+        if chosen.is_empty() {
+            return None; // inside the prompt
+        }
+        // An event without tokens says that one was chosen but is not decided yet.
+        let (tokens, spans) = seq.tell();
+        Some(Event { seq: result.seq, tokens, spans, finish: None })
     }
 
-    fn finish(&mut self, id: SeqId, tokens: Vec<u32>, why: Finish) -> Event {
-        let seq = self.seqs.remove(&id).expect("only sequences in flight end");
+    fn finish(&mut self, id: SeqId, why: Finish) -> Event {
+        let mut seq = self.seqs.remove(&id).expect("only sequences in flight end");
         self.running.retain(|s| *s != id);
         self.waiting.retain(|s| *s != id);
         self.released.push(id);
+        let why = seq.close(why);
+        let (tokens, spans) = seq.tell();
+        let thinking = seq.report();
         let finished = Finished {
             why,
             prompt_tokens: seq.prompt_len,
             completion_tokens: seq.output_len(),
             recomputed_tokens: seq.recomputed,
+            reasoning_tokens: thinking.map_or(0, |t| t.counts.reasoning),
+            thinking,
+            decision: seq.decision().cloned(),
         };
-        Event { seq: id, tokens, finish: Some(finished) }
+        Event { seq: id, tokens, spans, finish: Some(finished) }
     }
 
     fn restart(&mut self, id: SeqId) {

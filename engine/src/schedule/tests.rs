@@ -1,9 +1,15 @@
 //! The scheduler and the pool played against each other with a model that is a hash.
 
+mod thinking;
+
+use std::ops::Range;
+
 use super::*;
 use crate::kv::BlockPool;
+use crate::op::threefry2x32;
+use crate::reason::Label;
 use crate::request::SamplingParams;
-use crate::step::{Drafted, Reserved, Verified};
+use crate::step::{Drafted, Reserved, SamplePlan, Verified};
 
 const BLOCK: usize = 4;
 
@@ -20,34 +26,74 @@ fn options(blocks: usize) -> SchedulerOptions {
 
 fn request(id: u64, prompt: usize, max_tokens: usize) -> Request {
     let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
-    Request { id: RequestId(id), prompt: (0..prompt as u32).map(|t| t * 7 + id as u32).collect(), params, eos: vec![0] }
+    Request {
+        id: RequestId(id),
+        prompt: (0..prompt as u32).map(|t| t * 7 + id as u32).collect(),
+        params,
+        eos: vec![0],
+        thinking: None,
+    }
 }
 
-/// A cache whose slots remember (sequence, position, token): what a wrong block table reads is wrong.
-#[derive(Default)]
+/// A cache whose slots remember (sequence, position, token): what a wrong block table reads is wrong. Guesses are
+/// right more often than not; the wrong ones are cached too, as a device would.
 struct Witness {
     slots: HashMap<u32, (SeqId, usize, u32)>,
+    /// What the model says.
+    vocabulary: Range<u32>,
 }
 
 impl Witness {
+    fn new(vocabulary: Range<u32>) -> Self {
+        Self { slots: HashMap::new(), vocabulary }
+    }
+
     fn run(&mut self, reserved: Reserved) -> Verified {
-        let mut chosen = Vec::new();
+        let (mut chosen, mut drafts) = (Vec::new(), Vec::new());
         for (seq, table) in reserved.plan.seqs.iter().zip(&reserved.tables) {
             let slot = |p: usize| table[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32;
             for (i, token) in seq.tokens.iter().enumerate() {
                 self.slots.insert(slot(seq.start + i), (seq.seq, seq.start + i, *token));
             }
             let end = seq.start + seq.tokens.len();
-            let read = (0..end).map(|p| {
-                let (owner, position, token) = self.slots[&slot(p)];
-                assert_eq!((owner, position), (seq.seq, p), "a foreign or stale slot was read");
-                token
-            });
-            let hash = read.fold(17u32, |h, t| h.wrapping_mul(31).wrapping_add(t));
-            chosen.push(Ok(if seq.sample.is_some() { vec![1 + hash % 1000] } else { Vec::new() }));
+            let Some(sample) = &seq.sample else {
+                chosen.push(Ok(Vec::new()));
+                drafts.push(Vec::new());
+                continue;
+            };
+            let (mut said, mut guesses) = (Vec::new(), Vec::new());
+            for i in 0..=seq.max_drafts {
+                let token = self.next(seq.seq, &slot, end + i, sample);
+                said.push(token);
+                let wrong = threefry2x32([9, end as u32], [i as u32, token])[0] % 4 == 0;
+                if i == seq.max_drafts {
+                    break;
+                }
+                let guess = if wrong { token + 1 } else { token };
+                guesses.push(guess);
+                self.slots.insert(slot(end + i), (seq.seq, end + i, guess));
+                if wrong {
+                    break;
+                }
+            }
+            chosen.push(Ok(said));
+            drafts.push(guesses);
         }
-        let drafts = vec![Vec::new(); chosen.len()];
         Verified { drafted: Drafted { reserved, drafts }, chosen, device_time: Duration::ZERO }
+    }
+
+    /// A hash of what the cache really holds; like a device it knows what was forbidden at the first place only.
+    fn next(&self, seq: SeqId, slot: impl Fn(usize) -> u32, end: usize, sample: &SamplePlan) -> u32 {
+        let read = (0..end).map(|p| {
+            let (owner, position, token) = self.slots[&slot(p)];
+            assert_eq!((owner, position), (seq, p), "a foreign or stale slot was read");
+            token
+        });
+        let hash = read.fold(17u32, |h, t| h.wrapping_mul(31).wrapping_add(t));
+        let (low, n) = (self.vocabulary.start, self.vocabulary.len() as u32);
+        let wish = if n > 99 { hash % n } else { threefry2x32([1, 2], [hash, 0])[0] % n };
+        let allowed = |t: &u32| !sample.adjust.iter().any(|a| a.token == *t && a.bias == f32::NEG_INFINITY);
+        (0..n).map(|i| low + (wish + i) % n).find(allowed).expect("something is allowed")
     }
 }
 
@@ -57,15 +103,25 @@ struct World {
     witness: Witness,
     outputs: HashMap<SeqId, Vec<u32>>,
     ended: HashMap<SeqId, Finished>,
+    labels: HashMap<SeqId, Vec<Label>>,
     preemptions: usize,
+    /// Most guesses per sequence and step.
+    drafts: usize,
+    steps: usize,
 }
 
 impl World {
     fn new(blocks: usize) -> Self {
+        Self::saying(blocks, 1..1001)
+    }
+    fn saying(blocks: usize, vocabulary: Range<u32>) -> Self {
         Self {
             scheduler: Scheduler::new(options(blocks)),
             pool: BlockPool::new(blocks, BLOCK),
-            witness: Witness::default(),
+            witness: Witness::new(vocabulary),
+            labels: HashMap::new(),
+            drafts: 0,
+            steps: 0,
             outputs: HashMap::new(),
             ended: HashMap::new(),
             preemptions: 0,
@@ -76,6 +132,9 @@ impl World {
     }
     fn take(&mut self, events: Vec<Event>) {
         for event in events {
+            assert_eq!(event.tokens.len(), event.spans.iter().map(|s| s.len).sum::<usize>());
+            let labels = self.labels.entry(event.seq).or_default();
+            event.spans.iter().for_each(|s| labels.extend(std::iter::repeat_n(s.label, s.len)));
             self.outputs.entry(event.seq).or_default().extend(event.tokens);
             if let Some(finished) = event.finish {
                 assert!(self.ended.insert(event.seq, finished).is_none(), "{:?} ended twice", event.seq);
@@ -83,8 +142,13 @@ impl World {
         }
     }
     fn step(&mut self) -> bool {
-        let Some(plan) = self.scheduler.plan(Duration::ZERO, None) else { return false };
+        let Some(mut plan) = self.scheduler.plan(Duration::ZERO, None) else { return false };
         assert!(plan.seqs.iter().map(|s| s.tokens.len()).sum::<usize>() <= 24);
+        self.steps += 1;
+        for (i, seq) in plan.seqs.iter_mut().enumerate().filter(|(_, s)| s.sample.is_some()) {
+            let free = self.scheduler.sequence(seq.seq).expect("it runs").free_tokens();
+            seq.max_drafts = ((self.steps + i) % (self.drafts + 1)).min(free.saturating_sub(1));
+        }
         let reserved = self.pool.reserve(plan);
         self.pool.check().unwrap();
         self.preemptions += reserved.preempted.len();
@@ -100,7 +164,8 @@ impl World {
                 return;
             }
         }
-        panic!("no end in 10,000 steps");
+        let (running, waiting) = self.scheduler.counts();
+        panic!("no end in 10,000 steps: {running} run, {waiting} wait, {} preempted", self.preemptions);
     }
 }
 
@@ -178,7 +243,7 @@ fn a_lost_device_is_replayed() {
         });
         world.scheduler.replay();
         world.pool.clear();
-        world.witness = Witness::default();
+        world.witness.slots.clear();
         world.run();
         assert_eq!(world.outputs[&SeqId { request: RequestId(3), choice: 0 }], want);
     }
