@@ -101,7 +101,7 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         profile: profile(adapter).name(),
         subgroups: subgroups(adapter),
-        max_binding_bytes: adapter.limits().max_storage_buffer_binding_size as u64,
+        max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
         name: info.name,
     }
 }

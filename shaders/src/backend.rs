@@ -84,7 +84,7 @@ impl WgpuBackend {
     }
 
     fn max_binding(&self) -> u64 {
-        let limit = (self.opened.limits.max_storage_buffer_binding_size as u64).min(self.opened.limits.max_buffer_size);
+        let limit = self.opened.limits.max_storage_buffer_binding_size.min(self.opened.limits.max_buffer_size);
         self.options.max_binding_bytes.map_or(limit, |m| m.min(limit))
     }
 
@@ -391,7 +391,7 @@ impl Backend for WgpuBackend {
 
     fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<()> {
         let plain = self.plain(buffer, bytes.len())?;
-        if bytes.len() % 4 == 0 {
+        if bytes.len().is_multiple_of(4) {
             self.opened.queue.write_buffer(&plain.buffer, 0, bytes);
         } else {
             let mut padded = bytes.to_vec();

@@ -178,7 +178,7 @@ impl Planner<'_> {
             buffers.push(("delta", self.plain(delta)?));
         }
         let dims = vec![("n", n as u32), ("width", width as u32), ("eps", eps.to_bits())];
-        let variant = variants::norm(self.profile, input, n % 4 == 0);
+        let variant = variants::norm(self.profile, input, n.is_multiple_of(4));
         self.push(variant, dims, buffers, [width / n, self.program.rows, 1])
     }
 
@@ -199,7 +199,7 @@ impl Planner<'_> {
     ) -> Steps {
         let weight = matrix(w, "the weight")?;
         let capacity = self.program.capacity(space);
-        let ragged = weight.k % GROUP != 0;
+        let ragged = !weight.k.is_multiple_of(GROUP);
         for part in &weight.parts {
             let kernel = variants::linear(self.profile, weight.format, capacity, ragged, bias.is_some(), space);
             let mut buffers = vec![("x", x.clone()), ("out", out.clone())];
@@ -215,7 +215,7 @@ impl Planner<'_> {
         let (gate, up, down) = (self.weight(o.gate)?, self.weight(o.up)?, self.weight(o.down)?);
         let (x, gated, out) = (self.plain(o.x)?, self.plain(o.gated)?, self.plain(o.out)?);
         let (g, u) = (matrix(&gate, "the gate")?, matrix(&up, "up")?);
-        let ragged = g.k % GROUP != 0;
+        let ragged = !g.k.is_multiple_of(GROUP);
         let kernel = variants::gate_up(self.profile, g.format, self.program.rows, ragged, o.activation);
         match kernel.filter(|_| g.format == u.format && g.parts.len() == u.parts.len()) {
             Some(kernel) => {
@@ -325,7 +325,7 @@ impl Planner<'_> {
     }
 
     fn attention(&mut self, o: &op::Attention) -> Steps {
-        if o.head_dim % 4 != 0 || o.heads % o.kv_heads != 0 {
+        if !o.head_dim.is_multiple_of(4) || !o.heads.is_multiple_of(o.kv_heads) {
             return Err(unsupported(format!("{} heads over {} of width {}", o.heads, o.kv_heads, o.head_dim)));
         }
         let block_size = self.program.decl(o.k_cache).shape[1];
@@ -423,7 +423,7 @@ fn head_dims(
     rope_dim: usize,
     eps: f32,
 ) -> Result<Vec<(&'static str, u32)>, DeviceFault> {
-    if head_dim % 4 != 0 || rope_dim % 4 != 0 || rope_dim > head_dim {
+    if !head_dim.is_multiple_of(4) || !rope_dim.is_multiple_of(4) || rope_dim > head_dim {
         return Err(unsupported(format!("heads of {head_dim} with {rope_dim} rotated: both must be multiples of 4")));
     }
     Ok(vec![

@@ -193,8 +193,10 @@ struct Parser<'a> {
     scope: &'a Scope,
 }
 
+type Operator = (&'static str, fn(i64, i64) -> i64);
+
 /// Operators by precedence, loosest first.
-const OPERATORS: [&[(&str, fn(i64, i64) -> i64)]; 5] = [
+const OPERATORS: [&[Operator]; 5] = [
     &[("||", |a, b| (a != 0 || b != 0) as i64)],
     &[("&&", |a, b| (a != 0 && b != 0) as i64)],
     &[
