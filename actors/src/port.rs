@@ -36,7 +36,8 @@ impl<M: Named> Sent<M> {
     /// Unpacks it at the receiver; the span ends when the guard is dropped.
     pub fn open(self, actor: &'static str, tracer: &Arc<Tracer>) -> (M, OpenSpan) {
         let step = self.message.step();
-        let span = OpenSpan { tracer: tracer.clone(), actor, name: M::NAME, step, sent: self.sent, taken: Instant::now() };
+        let span =
+            OpenSpan { tracer: tracer.clone(), actor, name: M::NAME, step, sent: self.sent, taken: Instant::now() };
         (self.message, span)
     }
 }

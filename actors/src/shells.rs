@@ -9,7 +9,7 @@ use ponder_engine::DeviceFault;
 use ponder_engine::kv::BlockPool;
 use ponder_engine::request::SeqId;
 use ponder_engine::schedule::{Event, Scheduler};
-use ponder_engine::spec::{batch_of, chosen_of};
+use ponder_engine::spec::{Drafters, batch_of, chosen_of};
 use ponder_engine::step::{Drafted, Reserved, Settled, StepPlan, Verified};
 
 use crate::device::{DeviceThread, Loader};
@@ -138,8 +138,10 @@ impl KvAllocator {
     }
 }
 
-/// Proposes tokens; without a draft model it answers with none.
+/// Proposes tokens; without a drafter it answers with none.
 pub struct DraftModel {
+    /// The drafters of all sequences.
+    pub drafters: Drafters,
     /// Where spans go.
     pub tracer: Arc<Tracer>,
 }
@@ -152,8 +154,7 @@ answers!(DraftModel, "draft", Propose => Drafted: propose);
 
 impl DraftModel {
     fn propose(&mut self, message: Propose) -> Drafted {
-        let drafts = vec![Vec::new(); message.reserved.plan.seqs.len()];
-        Drafted { reserved: message.reserved, drafts }
+        self.drafters.propose(message.reserved)
     }
 }
 

@@ -8,6 +8,7 @@ use actix::prelude::*;
 use ponder_engine::kv::BlockPool;
 use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
 use ponder_engine::schedule::{Event, Scheduler, SchedulerOptions, StopText};
+use ponder_engine::spec::{DrafterKind, Drafters};
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
 use tokio::sync::{Notify, mpsc};
@@ -29,6 +30,8 @@ pub struct SystemOptions {
     pub target: Loader,
     /// For streaming and stop strings.
     pub tokenizer: Arc<Tokenizer>,
+    /// Who guesses.
+    pub drafter: DrafterKind,
     /// A step that takes longer is given up and its device replaced.
     pub step_timeout: Duration,
 }
@@ -176,7 +179,10 @@ fn start_actors(options: SystemOptions, device: DeviceThread) -> Handle {
     let star = Star {
         scheduler: Port::new("scheduler", shell.start()),
         kv: Port::new("kv", allocator.start()),
-        draft: Port::new("draft", DraftModel { tracer: tracer.clone() }.start()),
+        draft: Port::new(
+            "draft",
+            DraftModel { drafters: Drafters::new(options.drafter), tracer: tracer.clone() }.start(),
+        ),
         target: Port::new("target", target.start()),
     };
     let tokenizer = options.tokenizer;

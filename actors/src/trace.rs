@@ -81,7 +81,13 @@ pub struct StepTotals {
 
 impl Default for Tracer {
     fn default() -> Self {
-        Self { start: Instant::now(), listening: AtomicBool::new(false), records: Mutex::new(Vec::new()), steps: AtomicU64::new(0), device_ns: AtomicU64::new(0) }
+        Self {
+            start: Instant::now(),
+            listening: AtomicBool::new(false),
+            records: Mutex::new(Vec::new()),
+            steps: AtomicU64::new(0),
+            device_ns: AtomicU64::new(0),
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use ponder_actors::{BatchRunner, Generation, Loader, Submission, System, SystemO
 use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::{Finish, SamplingParams, SeqId};
-use ponder_engine::schedule::SchedulerOptions;
+use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
+use ponder_engine::spec::{DrafterKind, LengthOptions};
 use ponder_engine::text::Tokenizer;
 
 const BLOCK: usize = 4;
@@ -20,14 +21,19 @@ const HANG: u32 = 201;
 /// A prompt token whose sequence gives NaN logits.
 const NAN: u32 = 202;
 
+/// A seed under which only the last two tokens count.
+const PERIODIC: u32 = 77;
+
 /// The model: the next token is a hash of all tokens before it, read from the cache.
 struct Hash {
     slots: Vec<Option<(u32, u32)>>, // (position, token)
     hangs: Arc<AtomicUsize>,
+    runs: Arc<AtomicUsize>,
 }
 
 impl BatchRunner for Hash {
     fn run(&mut self, batch: &Batch) -> ponder_engine::Result<BatchOutput> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
         let slot = |seq: u32, p: u32| {
             let table = &batch.block_tables[seq as usize];
             table[p as usize / BLOCK] as usize * BLOCK + p as usize % BLOCK
@@ -49,8 +55,13 @@ impl BatchRunner for Hash {
             if log.contains(&HANG) && log.len() > 8 && self.hangs.fetch_add(1, Ordering::SeqCst) == 0 {
                 std::thread::sleep(Duration::from_secs(2));
             }
-            let hash = log.iter().fold(logit.params.seed_lo, |h, t| h.wrapping_mul(31).wrapping_add(*t));
-            tokens.push(if log.contains(&NAN) { ERROR_TOKEN } else { 97 + hash % 26 });
+            let hash = match logit.params.seed_lo {
+                // Soon periodic, so that it can be guessed.
+                PERIODIC => log[log.len() - 2..].iter().sum(),
+                seed => log.iter().fold(seed, |h, t| h.wrapping_mul(31).wrapping_add(*t)),
+            };
+            let letters = if logit.params.seed_lo == PERIODIC { 5 } else { 26 };
+            tokens.push(if log.contains(&NAN) { ERROR_TOKEN } else { 97 + hash % letters });
         }
         Ok(BatchOutput { tokens, logits: Vec::new() })
     }
@@ -84,9 +95,16 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn system(blocks: usize) -> System {
+    drafting(blocks, DrafterKind::None, DraftPolicy::Off, Arc::default())
+}
+
+/// A system with a drafter; `runs` counts the steps of the device.
+fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<AtomicUsize>) -> System {
     let hangs = Arc::new(AtomicUsize::new(0));
-    let target: Loader =
-        Arc::new(move || Ok(Box::new(Hash { slots: vec![None; 64 * 64], hangs: hangs.clone() }) as Box<dyn BatchRunner>));
+    let target: Loader = Arc::new(move || {
+        let model = Hash { slots: vec![None; 64 * 64], hangs: hangs.clone(), runs: runs.clone() };
+        Ok(Box::new(model) as Box<dyn BatchRunner>)
+    });
     let scheduler = SchedulerOptions {
         max_step_tokens: 32,
         prefill_chunk: 7,
@@ -94,9 +112,12 @@ fn system(blocks: usize) -> System {
         max_model_len: 120,
         blocks,
         block_size: BLOCK,
+        drafts,
+        max_logit_rows: 64,
     };
     let tokenizer = Arc::new(tokenizer());
-    System::start(SystemOptions { scheduler, target, tokenizer, step_timeout: Duration::from_millis(500) }).unwrap()
+    let step_timeout = Duration::from_millis(500);
+    System::start(SystemOptions { scheduler, target, tokenizer, drafter, step_timeout }).unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {
@@ -155,6 +176,35 @@ fn several_answers_differ_by_choice_only_in_their_seed() {
     }
     assert_eq!(ends, 3);
     assert!(texts.iter().all(|t| *t == texts[0] && t.len() == 6), "the hash ignores the choice: {texts:?}");
+}
+
+#[test]
+fn guessing_changes_nothing_but_the_number_of_steps() {
+    let ask = |system: &System, i: u32, seed: u64| {
+        let mut asked = submission(&prompt(i), 60);
+        asked.params.seed = seed;
+        submit(system, asked)
+    };
+    for (seed, predictable) in [(u64::from(PERIODIC), true), (5, false)] {
+        let plain = Arc::new(AtomicUsize::new(0));
+        let system = drafting(200, DrafterKind::None, DraftPolicy::Off, plain.clone());
+        let want: Vec<String> = (0..3).map(|i| collect(ask(&system, i, seed)).0).collect();
+        for drafter in [DrafterKind::Ngram, DrafterKind::Suffix] {
+            for policy in [DraftPolicy::Fixed(1), DraftPolicy::Fixed(5), DraftPolicy::Auto(LengthOptions::default())] {
+                // One at a time in a large pool, then together in a small one.
+                let runs = Arc::new(AtomicUsize::new(0));
+                let system = drafting(200, drafter, policy, runs.clone());
+                (0..3).for_each(|i| assert_eq!(collect(ask(&system, i, seed)).0, want[i as usize]));
+                if predictable && policy == DraftPolicy::Fixed(5) {
+                    let (with, without) = (runs.load(Ordering::SeqCst), plain.load(Ordering::SeqCst));
+                    assert!(10 * with < 6 * without, "{with} steps with {drafter:?}, {without} without");
+                }
+                let system = drafting(26, drafter, policy, Arc::default());
+                let together: Vec<Generation> = (0..3).map(|i| ask(&system, i, seed)).collect();
+                together.into_iter().zip(&want).for_each(|(g, want)| assert_eq!(&collect(g).0, want));
+            }
+        }
+    }
 }
 
 #[test]

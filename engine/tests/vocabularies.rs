@@ -47,3 +47,36 @@ fn prompts_have_the_ids_that_llama_cpp_gives() {
         assert_eq!(tokenizer.decode(&answer), p["text"].as_str().expect("an answer"));
     }
 }
+
+/// Texts of every kind, with the ids that llama.cpp gives them as plain text and with special tokens read.
+/// The file was recorded from llama-server's `/tokenize` (`add_special` false).
+fn golden(variable: &str, file: &str, golden: &str) {
+    let Some(path) = model(variable, file) else { return };
+    let rows: Vec<Value> = serde_json::from_str(golden).expect("JSON");
+    let tokenizer = Checkpoint::open(&path).expect("opens").tokenizer().expect("has a tokenizer");
+    let mut wrong = Vec::new();
+    for row in &rows {
+        let text = row["text"].as_str().expect("a text");
+        let plain = tokenizer.encode(text).expect("encodes");
+        let special = tokenizer.encode_with_special(text).expect("encodes");
+        for (kind, ids) in [("plain", &plain), ("special", &special)] {
+            if serde_json::json!(ids) != row[kind] {
+                wrong.push(format!("{kind} {text:?}: {ids:?}, llama.cpp {}", row[kind]));
+            }
+        }
+        // SentencePiece writes a space as `▁`, so there the two cannot be told apart.
+        let back = tokenizer.decode_with_special(&plain);
+        assert!(back == text || back == text.replace('▁', " "), "{text:?} came back as {back:?}");
+    }
+    assert!(rows.len() > 60 && wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn smollm2_vocabulary() {
+    golden("PONDER_SMOLLM2", "smollm2-135m-instruct-q4_1.gguf", include_str!("golden/smollm2.json"));
+}
+
+#[test]
+fn gemma3_vocabulary() {
+    golden("PONDER_GEMMA3", "gemma3-270m-q4_k_m.gguf", include_str!("golden/gemma3.json"));
+}

@@ -10,7 +10,8 @@ use ponder_engine::checkpoint::{Checkpoint, GenerationDefaults};
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
 use ponder_engine::request::SamplingParams;
-use ponder_engine::schedule::SchedulerOptions;
+use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
+use ponder_engine::spec::DrafterKind;
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
 
@@ -130,6 +131,7 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
             scheduler: scheduler_options(&options, &sizing.runner),
             target: loader(options.model.clone(), First { checkpoint, report }, sizing.runner, make),
             tokenizer: prompter.tokenizer().clone(),
+            drafter: options.drafter,
             step_timeout: step_timeout(info.kind),
         };
         let started = std::thread::scope(|scope| {
@@ -183,6 +185,8 @@ fn scheduler_options(options: &EngineOptions, sizes: &RunnerOptions) -> Schedule
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,
         block_size: sizes.kv.block_size,
+        drafts: if options.drafter == DrafterKind::None { DraftPolicy::Off } else { options.drafts },
+        max_logit_rows: sizes.max_logit_rows,
     }
 }
 

@@ -122,10 +122,7 @@ impl Generation {
             Update::Done(completion) => Some(completion),
             Update::Thinking(_) | Update::Answer(_) => None,
         });
-        let failed = |reason: &str| Error::Device {
-            device: "engine".into(),
-            what: DeviceFault::Lost(reason.into()),
-        };
+        let failed = |reason: &str| Error::Device { device: "engine".into(), what: DeviceFault::Lost(reason.into()) };
         match done {
             Some(Completion { finish: Finish::Failed { reason }, .. }) => Err(Error::invalid("request", reason)),
             Some(completion) => Ok(completion),

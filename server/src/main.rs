@@ -6,10 +6,21 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 fn main() {
+    quiet_drivers();
     let cli = cli::Cli::try_parse().unwrap_or_else(|e| misused(&e));
     init_log();
     if let Err(error) = cli.command.execute() {
         fail(&format!("{error:#}"));
+    }
+}
+
+/// Mesa's layer that ranks GPUs asks a display server for its opinion and complains on stderr where there is
+/// none. Ponder ranks adapters itself, so the layer stays out.
+fn quiet_drivers() {
+    const VARIABLE: &str = "NODEVICE_SELECT";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var(VARIABLE, "1") };
     }
 }
 

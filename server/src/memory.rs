@@ -75,7 +75,9 @@ pub fn size(options: &EngineOptions, config: &ModelConfig, weights: u64, free: O
 fn longest(options: &EngineOptions, config: &ModelConfig, plan: &MemoryPlan) -> Result<usize> {
     let fits = plan.tokens().min(usize::MAX as u64) as usize / options.block_size * options.block_size;
     let too_long = |len: usize| {
-        let why = format!("{len} tokens of KV cache do not fit; {fits} would, or twice as many with a smaller kv_cache_dtype");
+        let why = format!(
+            "{len} tokens of KV cache do not fit; {fits} would, or twice as many with a smaller kv_cache_dtype"
+        );
         Err(Error::invalid("max_model_len", why))
     };
     match options.max_model_len {
@@ -100,7 +102,10 @@ fn pool_blocks(options: &EngineOptions, len: usize, plan: &MemoryPlan) -> Result
     let blocks = (bytes / block_bytes.max(1)) as usize;
     if blocks < one {
         let least = bytes_in_words(one as u64 * block_bytes);
-        let why = format!("{} do not hold one sequence of {len} tokens; use {least} or lower max_model_len", bytes_in_words(bytes));
+        let why = format!(
+            "{} do not hold one sequence of {len} tokens; use {least} or lower max_model_len",
+            bytes_in_words(bytes)
+        );
         return Err(Error::invalid("kv_memory", why));
     }
     if blocks > most {
@@ -128,7 +133,8 @@ impl fmt::Display for Sizing {
         row(f, "activations", self.plan.scratch, "")?;
         let (tokens, len) = (self.pool_tokens(), self.runner.max_model_len);
         let per_token = bytes_in_words(self.plan.kv_per_token);
-        let more = format!("  {tokens} tokens of {per_token} ({:?}); {len} at most in one sequence", self.plan.kv_format);
+        let more =
+            format!("  {tokens} tokens of {per_token} ({:?}); {len} at most in one sequence", self.plan.kv_format);
         row(f, "KV pool", self.pool_bytes(), &more)?;
         if self.known {
             let more = format!("  may be used; {} tokens would fit", self.plan.tokens());
@@ -198,7 +204,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
-        let refused = |options: &EngineOptions, free| size(options, &config(), WEIGHTS, Some(free)).unwrap_err().to_string();
+        let refused =
+            |options: &EngineOptions, free| size(options, &config(), WEIGHTS, Some(free)).unwrap_err().to_string();
         let options = EngineOptions::new("m");
         assert!(refused(&options, 50 << 20).starts_with("model: needs "));
         let long = EngineOptions { max_model_len: Some(9000), ..options.clone() };

@@ -78,7 +78,9 @@ impl Opened {
         let most = self.options.max_model_len.unwrap_or(context).min(context);
         match tokens.len() {
             0 => Err(Error::invalid("prompt", "is empty")),
-            n if n >= most => Err(Error::invalid("prompt", format!("{n} tokens leave no room for an answer in {most}"))),
+            n if n >= most => {
+                Err(Error::invalid("prompt", format!("{n} tokens leave no room for an answer in {most}")))
+            }
             _ => Ok(()),
         }
     }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ponder_engine::format::KvFormat;
+use ponder_engine::schedule::DraftPolicy;
+use ponder_engine::spec::{DrafterKind, LengthOptions};
 use ponder_engine::{Error, Result};
 
 /// Which kind of device runs the model.
@@ -25,13 +27,8 @@ pub enum BackendChoice {
 
 impl BackendChoice {
     /// Every choice, in the order in which help texts list them.
-    pub const ALL: [BackendChoice; 5] = [
-        BackendChoice::Auto,
-        BackendChoice::Cpu,
-        BackendChoice::Wgpu,
-        BackendChoice::Cuda,
-        BackendChoice::Reference,
-    ];
+    pub const ALL: [BackendChoice; 5] =
+        [BackendChoice::Auto, BackendChoice::Cpu, BackendChoice::Wgpu, BackendChoice::Cuda, BackendChoice::Reference];
 
     /// The word for it on the command line.
     pub const fn name(self) -> &'static str {
@@ -66,7 +63,7 @@ pub struct EngineOptions {
     pub model: PathBuf,
     /// Where it runs.
     pub backend: BackendChoice,
-    /// Part of the name of the adapter that wgpu shall use; the best one if `None`.
+    /// Which GPU: its number, or a part of its name; the best one if `None`.
     pub adapter: Option<String>,
     /// Threads of the CPU backend; 0 is one per core.
     pub threads: usize,
@@ -86,6 +83,10 @@ pub struct EngineOptions {
     pub prefill_chunk: usize,
     /// Most tokens of one step, all sequences together.
     pub max_step_tokens: usize,
+    /// Who guesses tokens ahead.
+    pub drafter: DrafterKind,
+    /// How many tokens are guessed, where somebody guesses.
+    pub drafts: DraftPolicy,
     /// Where the trace goes: a file for Perfetto and chrome://tracing.
     pub trace: Option<PathBuf>,
 }
@@ -111,6 +112,8 @@ impl EngineOptions {
             block_size: 16,
             prefill_chunk: 512,
             max_step_tokens: 512,
+            drafter: DrafterKind::None,
+            drafts: DraftPolicy::Auto(LengthOptions::default()),
             trace: None,
         }
     }
@@ -136,6 +139,9 @@ impl EngineOptions {
         within("max_step_tokens", self.max_step_tokens, 1, 65536)?;
         if let Some(len) = self.max_model_len {
             within("max_model_len", len, 2, 1 << 24)?;
+        }
+        if let DraftPolicy::Fixed(k) = self.drafts {
+            within("num_speculative_tokens", k, 0, 32)?;
         }
         if self.max_step_tokens < self.max_num_seqs {
             let (step, seqs) = (self.max_step_tokens, self.max_num_seqs);

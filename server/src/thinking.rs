@@ -122,7 +122,11 @@ mod tests {
         for a in 0..=text.len() {
             for b in a..=text.len() {
                 let (thinking, answer, _) = split(Splitter::new("Q"), &[&text[..a], &text[a..b], &text[b..]]);
-                assert_eq!((thinking.as_str(), answer.as_str()), ("So, a < b.\nWait.", "It is 12.\n"), "cut at {a}, {b}");
+                assert_eq!(
+                    (thinking.as_str(), answer.as_str()),
+                    ("So, a < b.\nWait.", "It is 12.\n"),
+                    "cut at {a}, {b}"
+                );
             }
         }
     }

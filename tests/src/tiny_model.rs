@@ -62,6 +62,8 @@ pub fn gguf(format: Format) -> TinyModel {
 /// The numbers of the tiny model of a family.
 pub fn config(family: &str) -> ModelConfig {
     let family = Family::by_gguf(family).expect("a family of ours");
+    // Not hidden / heads, where a family allows it.
+    let head_dim = if family.name == "qwen3" { 32 } else { 16 };
     ModelConfig {
         family,
         name: format!("tiny {}", family.name),
@@ -69,16 +71,15 @@ pub fn config(family: &str) -> ModelConfig {
         hidden: 64,
         heads: 4,
         kv_heads: 2,
-        // Not hidden / heads, where a family allows it.
-        head_dim: if family.name == "qwen3" { 32 } else { 16 },
+        head_dim,
         ffn: 96,
         vocab: VOCAB,
         context: CONTEXT,
         norm_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, dim: 16, pairing: Pairing::Halves, scaling: RopeScaling::None },
+        rope: Rope { theta: 10_000.0, dim: head_dim, pairing: Pairing::Halves, scaling: RopeScaling::None },
         local: None,
         tied: false,
-        attention_scale: 0.25,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
     }
 }
 
@@ -86,7 +87,8 @@ pub fn config(family: &str) -> ModelConfig {
 fn values(config: &ModelConfig, id: WeightId) -> Vec<f32> {
     let (rows, cols) = id.shape(config);
     let name = id.gguf_name();
-    let mut state = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+    let mut state =
+        name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
     let (mean, spread) = match id {
         _ if id.is_norm() => (1.0, 0.1),
         WeightId::Embed => (0.0, 1.0),
@@ -132,7 +134,10 @@ fn write_hugging_face(folder: &Path, config: &ModelConfig, dtype: Dtype) {
     json("config.json", config_json(config));
     json("generation_config.json", json!({ "bos_token_id": 257, "eos_token_id": [256, 258] }));
     json("tokenizer.json", tokenizer_json());
-    json("tokenizer_config.json", json!({ "add_bos_token": false, "chat_template": TEMPLATE, "eos_token": "<|im_end|>" }));
+    json(
+        "tokenizer_config.json",
+        json!({ "add_bos_token": false, "chat_template": TEMPLATE, "eos_token": "<|im_end|>" }),
+    );
 }
 
 fn config_json(c: &ModelConfig) -> Value {

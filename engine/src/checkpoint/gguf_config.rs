@@ -59,7 +59,7 @@ pub fn config(gguf: &Gguf, bytes: &[u8], tied: bool, factors: Option<Vec<f32>>) 
 fn head_dim(keys: &Keys<'_>, hidden: usize, heads: usize) -> Result<usize> {
     let head_dim = match keys.int_opt("%.attention.key_length", limits::WIDTH)? {
         Some(d) => d,
-        None if hidden % heads == 0 => hidden / heads,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
         None => {
             return Err(keys.fault("%.embedding_length", format!("{hidden} is no multiple of {heads} heads")));
         }

@@ -163,7 +163,7 @@ fn rope(
         partial => partial,
     };
     let dim = (head_dim as f32 * partial.unwrap_or(1.0)) as usize;
-    if dim == 0 || dim % 2 != 0 || dim > head_dim {
+    if dim == 0 || !dim.is_multiple_of(2) || dim > head_dim {
         return Err(
             outer.fault("head_dim", format!("{dim} of {head_dim} dimensions would rotate; an even number must"))
         );

@@ -34,8 +34,8 @@ impl BlockPool {
     /// Blocks for every sequence of the plan, drafts included. Where they run out, the least important
     /// sequence that holds any gives its blocks up: idle ones first, then the plan's last.
     pub fn reserve(&mut self, mut plan: StepPlan) -> Reserved {
-        for seq in plan.released.drain(..) {
-            self.release(seq);
+        for seq in &plan.released {
+            self.release(*seq);
         }
         let mut preempted = Vec::new();
         let mut tables = Vec::new();

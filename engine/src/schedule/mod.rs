@@ -14,10 +14,11 @@ pub use sequence::{Sequence, StopText};
 use crate::error::{Error, Result};
 use crate::reason::{Decision, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
+use crate::spec::{DraftLength, LengthOptions, Survival};
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
 
 /// Limits of a step and of a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SchedulerOptions {
     /// Most tokens of one step, all sequences together.
     pub max_step_tokens: usize,
@@ -31,6 +32,22 @@ pub struct SchedulerOptions {
     pub blocks: usize,
     /// Tokens per block.
     pub block_size: usize,
+    /// Guesses per sequence and step.
+    pub drafts: DraftPolicy,
+    /// Most rows of one step whose logits are wanted: one per sequence that chooses, one per guess.
+    pub max_logit_rows: usize,
+}
+
+/// How many tokens are guessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum DraftPolicy {
+    /// None.
+    #[default]
+    Off,
+    /// Always as many.
+    Fixed(usize),
+    /// As many as pay, measured.
+    Auto(LengthOptions),
 }
 
 /// Something that a client is told.
@@ -78,6 +95,10 @@ pub struct Scheduler {
     next_step: u64,
     free_blocks: usize,
     preempted_last: bool,
+    draft_length: DraftLength,
+    survivals: HashMap<SeqId, Survival>,
+    /// Rows of the step in flight, guesses not counted.
+    planned_rows: usize,
 }
 
 impl Scheduler {
@@ -93,6 +114,12 @@ impl Scheduler {
             next_step: 1,
             free_blocks: options.blocks,
             preempted_last: false,
+            draft_length: DraftLength::new(match options.drafts {
+                DraftPolicy::Auto(length) => length,
+                DraftPolicy::Off | DraftPolicy::Fixed(_) => LengthOptions::default(),
+            }),
+            survivals: HashMap::new(),
+            planned_rows: 0,
         }
     }
 
@@ -214,7 +241,50 @@ impl Scheduler {
             }
         }
         plan.released = std::mem::take(&mut self.released);
+        plan.released.iter().for_each(|seq| drop(self.survivals.remove(seq)));
+        self.planned_rows = self.options.max_step_tokens - budget;
+        self.plan_drafts(&mut plan, budget);
         Some(plan)
+    }
+
+    /// Guesses for the sequences that choose a token, at most `budget` rows of them.
+    fn plan_drafts(&mut self, plan: &mut StepPlan, budget: usize) {
+        if self.options.drafts == DraftPolicy::Off {
+            return;
+        }
+        let choosing: Vec<usize> = (0..plan.seqs.len()).filter(|i| plan.seqs[*i].sample.is_some()).collect();
+        let lengths = match self.options.drafts {
+            DraftPolicy::Fixed(k) => vec![k; choosing.len()],
+            _ => {
+                for i in &choosing {
+                    self.survivals.entry(plan.seqs[*i].seq).or_insert_with(|| self.draft_length.survival());
+                }
+                let survivals: Vec<&Survival> = choosing.iter().map(|i| &self.survivals[&plan.seqs[*i].seq]).collect();
+                self.draft_length.choose(&survivals, self.planned_rows - choosing.len())
+            }
+        };
+        let mut left = budget.min(self.options.max_logit_rows.saturating_sub(choosing.len()));
+        for (i, length) in choosing.into_iter().zip(lengths) {
+            // The token after the guesses comes for free: a guess beyond what may be chosen is in vain.
+            let useful = self.seqs[&plan.seqs[i].seq].free_tokens().saturating_sub(1);
+            plan.seqs[i].max_drafts = length.min(useful).min(left);
+            left -= plan.seqs[i].max_drafts;
+        }
+    }
+
+    /// Learns from a step how long steps take and which guesses were right.
+    fn observe(&mut self, settled: &Settled) {
+        if !matches!(self.options.drafts, DraftPolicy::Auto(_)) {
+            return;
+        }
+        let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
+        self.draft_length.observe_step(self.planned_rows + drafted, settled.device_time.as_secs_f64() * 1e6);
+        for result in settled.seqs.iter().filter(|s| s.drafted > 0) {
+            let accepted = result.chosen.as_ref().map_or(0, |c| c.len().saturating_sub(1));
+            if let Some(survival) = self.survivals.get_mut(&result.seq) {
+                self.draft_length.observe_guesses(survival, result.drafted, accepted);
+            }
+        }
     }
 
     /// Lets waiting sequences start while there is a seat and their whole known part fits in free blocks.
@@ -245,6 +315,7 @@ impl Scheduler {
     pub fn apply(&mut self, settled: &Settled) -> Vec<Event> {
         self.free_blocks = settled.free_blocks;
         self.preempted_last = !settled.preempted.is_empty();
+        self.observe(settled);
         let mut events = self.drain_ended();
         // The last preempted was the most important of them: it goes back to the front last.
         for id in &settled.preempted {

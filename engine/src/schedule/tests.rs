@@ -21,6 +21,8 @@ fn options(blocks: usize) -> SchedulerOptions {
         max_model_len: 100,
         blocks,
         block_size: BLOCK,
+        drafts: DraftPolicy::Off,
+        max_logit_rows: 64,
     }
 }
 

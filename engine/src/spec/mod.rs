@@ -4,11 +4,13 @@
 //! a guess is accepted when it equals that choice. So the output is what the target alone would have
 //! said, at any temperature and with every sampling parameter, and a bad drafter costs speed only.
 
+mod drafters;
 mod length;
 mod ngram;
 mod suffix;
 mod verify;
 
+pub use drafters::{DrafterKind, Drafters};
 pub use length::{DraftLength, LengthOptions, Survival};
 pub use ngram::Ngram;
 pub use suffix::{Suffix, SuffixAutomaton};

@@ -8,6 +8,7 @@ use super::pre_tokenizer::PreTokenizer;
 use super::special::{Special, Specials};
 use super::spm::Spm;
 use super::tokenizer::{Core, Spelling, Tokenizer};
+use crate::checkpoint::ends_a_turn;
 use crate::checkpoint::gguf::{Array, Fault, Gguf, Value};
 
 type Result<T> = std::result::Result<T, Fault>;
@@ -103,7 +104,11 @@ impl<'a> Vocabulary<'a> {
             let is_space = token.chars().all(|c| c.is_whitespace() || c == '▁');
             match t {
                 TokenType::Control | TokenType::Unknown => specials.insert(token, Special::new(id, true)),
-                TokenType::UserDefined => specials.insert(token, Special::new(id, added_are_markers && !is_space)),
+                // What ends texts elsewhere is a marker whatever its type, as in llama.cpp.
+                TokenType::UserDefined => {
+                    let marker = (added_are_markers && !is_space) || token == "</s>" || ends_a_turn(token);
+                    specials.insert(token, Special::new(id, marker));
+                }
                 TokenType::Normal | TokenType::Unused | TokenType::Byte => {}
             }
         }
@@ -182,7 +187,7 @@ fn sentence_piece(gguf: &Gguf, bytes: &[u8], vocabulary: &Vocabulary<'_>) -> Res
     });
     let unknown = vocabulary.rows().find(|(_, _, t)| *t == TokenType::Unknown).map(|(id, ..)| id);
     let space_prefix = flag(gguf, bytes, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let core = Core::Spm(Spm::new(pieces.zip(scores), unknown, space_prefix));
+    let core = Core::Spm(Box::new(Spm::new(pieces.zip(scores), unknown, space_prefix)));
     let table = vocabulary.table(from_sentence_piece);
     let spelling = Spelling::SentencePiece { strip: space_prefix };
     Ok(Tokenizer { core, specials: vocabulary.specials(false), table: table.into(), spelling })

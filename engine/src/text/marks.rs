@@ -12,8 +12,7 @@ const CLOSE: char = '\u{fdd1}';
 const BREAK: char = '\u{fdd2}';
 const ESCAPE: char = '\u{fdd3}';
 /// What follows [`ESCAPE`] for each of these when a user typed it.
-const ESCAPED: [(char, char); 4] =
-    [(OPEN, '\u{fdd4}'), (CLOSE, '\u{fdd5}'), (BREAK, '\u{fdd6}'), (ESCAPE, '\u{fdd7}')];
+const ESCAPED: [(char, char); 4] = [(OPEN, '\u{fdd4}'), (CLOSE, '\u{fdd5}'), (BREAK, '\u{fdd6}'), (ESCAPE, '\u{fdd7}')];
 
 /// A part of a rendered chat.
 #[derive(Clone, Debug, PartialEq, Eq)]

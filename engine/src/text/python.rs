@@ -174,7 +174,7 @@ pub fn strftime(format: &str, now: i64) -> String {
             Some('d') => out.push_str(&format!("{day:02}")),
             Some('e') => out.push_str(&format!("{day:2}")),
             Some('-') => {
-                out.push_str(&strftime(&format!("%{}", chars.next().unwrap_or('%')), now).trim_start_matches('0'))
+                out.push_str(strftime(&format!("%{}", chars.next().unwrap_or('%')), now).trim_start_matches('0'))
             }
             Some('y') => out.push_str(&format!("{:02}", year.rem_euclid(100))),
             Some('H') => out.push_str(&format!("{hour:02}")),

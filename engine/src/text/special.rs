@@ -53,8 +53,8 @@ impl Specials {
     /// markers, or for plain pieces.
     pub fn find(&self, text: &str, from: usize, markers: bool) -> Option<(Range<usize>, u32)> {
         let bytes = text.as_bytes();
-        for start in from..bytes.len() {
-            let Some(lengths) = self.lengths.get(&bytes[start]) else { continue };
+        for (start, first) in bytes.iter().enumerate().skip(from) {
+            let Some(lengths) = self.lengths.get(first) else { continue };
             for &len in lengths {
                 let Some(special) = text.get(start..start + len).and_then(|t| self.get(t)) else { continue };
                 if special.marker == markers && special.fits(text, start, start + len) {

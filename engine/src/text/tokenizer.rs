@@ -20,7 +20,7 @@ pub(super) enum Core {
     /// Pre-tokeniser, merges and normaliser of the `tokenizers` crate, without its special tokens.
     Hub(Box<HubTokenizer>),
     /// SentencePiece by scores.
-    Spm(Spm),
+    Spm(Box<Spm>),
 }
 
 /// How tokens spell bytes.

@@ -9,6 +9,8 @@ use ponder::{BackendChoice, EngineOptions};
 use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
 use ponder_engine::request::SamplingParams;
+use ponder_engine::schedule::DraftPolicy;
+use ponder_engine::spec::{DrafterKind, LengthOptions};
 
 /// Which model, on what, with how much memory.
 #[derive(Args, Clone, Debug)]
@@ -21,30 +23,58 @@ pub struct ModelArgs {
     /// through wgpu, else the CPU; reference is the slow f64 oracle
     #[arg(long, env = "PONDER_BACKEND", default_value = "auto", value_name = "B")]
     pub backend: BackendChoice,
-    /// Part of the name of the adapter that wgpu shall use (see `ponder devices`)
+    /// Which GPU: its number, or a part of its name (see `ponder devices`)
     #[arg(long, env = "PONDER_ADAPTER", value_name = "NAME")]
     pub adapter: Option<String>,
     /// Threads of the CPU backend; 0 is one per core
-    #[arg(long, short, env = "PONDER_THREADS", default_value_t = 0, value_name = "N")]
+    #[arg(long, short, env = "PONDER_THREADS", allow_negative_numbers = true, default_value_t = 0, value_name = "N")]
     pub threads: usize,
     /// Storage of cached keys and values: f32, f16 or bf16
     #[arg(long, env = "PONDER_KV_CACHE_DTYPE", default_value = "f16", value_parser = kv_format, value_name = "T")]
     pub kv_cache_dtype: KvFormat,
     /// Longest prompt and answer together, in tokens [default: the model's context, at most 8192]
-    #[arg(long, env = "PONDER_MAX_MODEL_LEN", value_name = "N")]
+    #[arg(long, env = "PONDER_MAX_MODEL_LEN", allow_negative_numbers = true, value_name = "N")]
     pub max_model_len: Option<usize>,
     /// Bytes of the KV pool, such as 500M or 2G [default: a few of the longest sequences]
     #[arg(long, env = "PONDER_KV_MEMORY", value_parser = byte_count, value_name = "BYTES")]
     pub kv_memory: Option<u64>,
     /// Tokens per KV block
-    #[arg(long, env = "PONDER_BLOCK_SIZE", default_value_t = 16, value_name = "N", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "PONDER_BLOCK_SIZE",
+        allow_negative_numbers = true,
+        default_value_t = 16,
+        value_name = "N",
+        hide_short_help = true
+    )]
     pub block_size: usize,
     /// Most tokens of one prompt in one step
-    #[arg(long, env = "PONDER_PREFILL_CHUNK", default_value_t = 512, value_name = "N", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "PONDER_PREFILL_CHUNK",
+        allow_negative_numbers = true,
+        default_value_t = 512,
+        value_name = "N",
+        hide_short_help = true
+    )]
     pub prefill_chunk: usize,
     /// Most tokens of one step, all sequences together
-    #[arg(long, env = "PONDER_MAX_STEP_TOKENS", default_value_t = 512, value_name = "N", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "PONDER_MAX_STEP_TOKENS",
+        allow_negative_numbers = true,
+        default_value_t = 512,
+        value_name = "N",
+        hide_short_help = true
+    )]
     pub max_step_tokens: usize,
+    /// Who guesses tokens ahead, for the model to check several at once: none, ngram or suffix. The answer
+    /// stays the same
+    #[arg(long, env = "PONDER_DRAFT_MODEL", default_value = "none", value_name = "DRAFTER")]
+    pub draft_model: DrafterKind,
+    /// How many tokens are guessed at once: a number up to 32, or as many as pay
+    #[arg(long, env = "PONDER_NUM_SPECULATIVE_TOKENS", default_value = "auto", value_parser = draft_policy, value_name = "K|auto")]
+    pub num_speculative_tokens: DraftPolicy,
 }
 
 impl ModelArgs {
@@ -61,6 +91,8 @@ impl ModelArgs {
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
+            drafter: self.draft_model,
+            drafts: self.num_speculative_tokens,
             ..EngineOptions::new(models::resolve(&self.model)?)
         })
     }
@@ -71,31 +103,31 @@ impl ModelArgs {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// 0 is greedy [default: what the model's files recommend, else 0]
-    #[arg(long, env = "PONDER_TEMPERATURE", value_name = "T")]
+    #[arg(long, env = "PONDER_TEMPERATURE", allow_negative_numbers = true, value_name = "T")]
     pub temperature: Option<f32>,
     /// Keep the likeliest tokens up to this share of the probability
-    #[arg(long, env = "PONDER_TOP_P", value_name = "P")]
+    #[arg(long, env = "PONDER_TOP_P", allow_negative_numbers = true, value_name = "P")]
     pub top_p: Option<f32>,
     /// Keep this many of the likeliest tokens; 0 keeps all
-    #[arg(long, env = "PONDER_TOP_K", value_name = "K")]
+    #[arg(long, env = "PONDER_TOP_K", allow_negative_numbers = true, value_name = "K")]
     pub top_k: Option<u32>,
     /// Keep tokens with at least this share of the largest probability
-    #[arg(long, env = "PONDER_MIN_P", value_name = "P")]
+    #[arg(long, env = "PONDER_MIN_P", allow_negative_numbers = true, value_name = "P")]
     pub min_p: Option<f32>,
     /// Divide the logits of tokens seen in prompt or answer; 1 is off
-    #[arg(long, env = "PONDER_REPETITION_PENALTY", value_name = "X")]
+    #[arg(long, env = "PONDER_REPETITION_PENALTY", allow_negative_numbers = true, value_name = "X")]
     pub repetition_penalty: Option<f32>,
     /// Subtract this once from the logits of tokens in the answer
-    #[arg(long, env = "PONDER_PRESENCE_PENALTY", value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, env = "PONDER_PRESENCE_PENALTY", allow_negative_numbers = true, value_name = "X")]
     pub presence_penalty: Option<f32>,
     /// Subtract this per occurrence from the logits of tokens in the answer
-    #[arg(long, env = "PONDER_FREQUENCY_PENALTY", value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, env = "PONDER_FREQUENCY_PENALTY", allow_negative_numbers = true, value_name = "X")]
     pub frequency_penalty: Option<f32>,
     /// Source of randomness: the same seed gives the same answer, whatever else runs
-    #[arg(long, env = "PONDER_SEED", default_value_t = 0, value_name = "S")]
+    #[arg(long, env = "PONDER_SEED", allow_negative_numbers = true, default_value_t = 0, value_name = "S")]
     pub seed: u64,
     /// Most tokens to generate, thinking included [default: as many as the context allows]
-    #[arg(long, short = 'n', env = "PONDER_MAX_TOKENS", value_name = "N")]
+    #[arg(long, short = 'n', env = "PONDER_MAX_TOKENS", allow_negative_numbers = true, value_name = "N")]
     pub max_tokens: Option<usize>,
     /// End the answer before this text; may be given several times
     #[arg(long, env = "PONDER_STOP", value_name = "TEXT")]
@@ -142,6 +174,16 @@ pub struct OutputArgs {
     pub trace: Option<PathBuf>,
 }
 
+fn draft_policy(word: &str) -> Result<DraftPolicy, String> {
+    if word == "auto" {
+        return Ok(DraftPolicy::Auto(LengthOptions::default()));
+    }
+    match word.parse() {
+        Ok(k @ 0..=32) => Ok(DraftPolicy::Fixed(k)),
+        _ => Err("it is neither auto nor a number from 0 to 32".into()),
+    }
+}
+
 fn kv_format(word: &str) -> Result<KvFormat, String> {
     match word.to_ascii_lowercase().as_str() {
         "f32" => Ok(KvFormat::F32),
@@ -178,7 +220,10 @@ mod tests {
 
     #[test]
     fn bytes_in_words_and_back() {
-        assert_eq!((byte_count("123"), byte_count("1.5G"), byte_count("500MB")), (Ok(123), Ok(1_500_000_000), Ok(500_000_000)));
+        assert_eq!(
+            (byte_count("123"), byte_count("1.5G"), byte_count("500MB")),
+            (Ok(123), Ok(1_500_000_000), Ok(500_000_000))
+        );
         for wrong in ["", "G", "x", "-1", "1Q", "nan"] {
             assert!(byte_count(wrong).is_err(), "{wrong}");
         }

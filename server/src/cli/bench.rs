@@ -28,16 +28,30 @@ Examples:
   ponder bench --model smollm2.gguf --batch 16 --decode-tokens 64 --json")]
 pub struct BenchArgs {
     /// Tokens of each prompt
-    #[arg(long, short, env = "PONDER_PROMPT_TOKENS", default_value_t = 512, value_name = "P")]
+    #[arg(
+        long,
+        short,
+        env = "PONDER_PROMPT_TOKENS",
+        allow_negative_numbers = true,
+        default_value_t = 512,
+        value_name = "P"
+    )]
     pub prompt_tokens: usize,
     /// Steps of decoding that are timed
-    #[arg(long, short, env = "PONDER_DECODE_TOKENS", default_value_t = 128, value_name = "D")]
+    #[arg(
+        long,
+        short,
+        env = "PONDER_DECODE_TOKENS",
+        allow_negative_numbers = true,
+        default_value_t = 128,
+        value_name = "D"
+    )]
     pub decode_tokens: usize,
     /// Requests at once
-    #[arg(long, env = "PONDER_BATCH", default_value_t = 1, value_name = "B")]
+    #[arg(long, env = "PONDER_BATCH", allow_negative_numbers = true, default_value_t = 1, value_name = "B")]
     pub batch: usize,
     /// Measurements, of which the median is told
-    #[arg(long, short, env = "PONDER_REPEATS", default_value_t = 3, value_name = "R")]
+    #[arg(long, short, env = "PONDER_REPEATS", allow_negative_numbers = true, default_value_t = 3, value_name = "R")]
     pub repeats: usize,
     #[command(flatten)]
     model: ModelArgs,
@@ -73,7 +87,10 @@ pub fn bench(args: BenchArgs) -> Result<()> {
     let opened = Opened::open(options)?;
     let weights = opened.checkpoint.weight_bytes();
     let bandwidth = ponder::backends::measure_bandwidth(&opened.options)?;
-    let options = EngineOptions { kv_memory: opened.options.kv_memory.or(Some(pool_bytes(&args, &opened))), ..opened.options.clone() };
+    let options = EngineOptions {
+        kv_memory: opened.options.kv_memory.or(Some(pool_bytes(&args, &opened))),
+        ..opened.options.clone()
+    };
     let opened = Opened { options, ..opened };
     let mut loading = Loading::new(&args.output);
     let engine = opened.load(|p| loading.show(p))?;
@@ -190,6 +207,7 @@ fn report(args: &BenchArgs, engine: &Engine, samples: &[Sample], weights: u64, b
             "memory_bandwidth_gb_s": bandwidth.map_or(Value::Null, |b| json!(b / 1e9)),
             "fraction_of_bandwidth": fraction,
             "bytes_per_step": bytes,
+            "kv_pool_bytes": engine.sizing().pool_bytes(),
             "prompt_tokens": args.prompt_tokens,
             "decode_tokens": args.decode_tokens,
             "batch": args.batch,

@@ -29,7 +29,7 @@ pub struct PerplexityArgs {
     #[arg(long, short, env = "PONDER_FILE", value_name = "TEXT")]
     pub file: PathBuf,
     /// Tokens of a window
-    #[arg(long, short, env = "PONDER_CONTEXT", default_value_t = 512, value_name = "N")]
+    #[arg(long, short, env = "PONDER_CONTEXT", allow_negative_numbers = true, default_value_t = 512, value_name = "N")]
     pub context: usize,
     #[command(flatten)]
     model: ModelArgs,

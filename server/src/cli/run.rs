@@ -5,8 +5,10 @@ use std::io::{IsTerminal, Read};
 use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use ponder::{Completion, Engine, Opened, Prompt, Update};
+use ponder::score::{likeliest, log_probability, score};
+use ponder::{Completion, Engine, Opened, Prompt, Update, WithBackend, backends};
 use ponder_engine::Error;
+use ponder_engine::backend::{Backend, DeviceInfo};
 use ponder_engine::request::{Finish, SamplingParams};
 use ponder_engine::text::Message;
 use serde_json::{Value, json};
@@ -35,7 +37,7 @@ pub struct RunArgs {
     #[arg(long, env = "PONDER_SYSTEM", value_name = "TEXT", conflicts_with = "raw")]
     pub system: Option<String>,
     /// With --json: the N likeliest tokens of every step and the logarithms of their probabilities
-    #[arg(long, env = "PONDER_TOP_LOGPROBS", value_name = "N", requires = "json")]
+    #[arg(long, env = "PONDER_TOP_LOGPROBS", allow_negative_numbers = true, value_name = "N", requires = "json")]
     pub top_logprobs: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,
@@ -63,9 +65,49 @@ pub fn run(args: RunArgs) -> Result<()> {
     let completion = answer(&engine, prompt, params, !args.output.json)?;
     engine.write_trace()?;
     if args.output.json {
-        super::print_json(&as_json(&engine, &prompt_ids, &completion, &args.model.model));
+        let mut json = as_json(&engine, &prompt_ids, &completion, &args.model.model);
+        drop(engine);
+        if let Some(n) = args.top_logprobs {
+            json["logprobs"] = logprobs(&args.model, &prompt_ids, &completion.token_ids, n)?;
+        }
+        super::print_json(&json);
     }
     Ok(())
+}
+
+/// What the model thought of every token that it chose: the finished text is scored once more. The logits are
+/// the very ones that sampling saw, because they do not depend on how a text is cut into steps.
+fn logprobs(model: &ModelArgs, prompt: &[u32], answer: &[u32], n: usize) -> Result<Value> {
+    let opened = Opened::open(model.options(1)?)?;
+    let tokens = [prompt, answer].concat();
+    let steps = backends::open(&opened.options.clone(), Logprobs { opened, tokens, from: prompt.len() - 1, n })?;
+    Ok(Value::Array(steps))
+}
+
+struct Logprobs {
+    opened: Opened,
+    tokens: Vec<u32>,
+    from: usize,
+    n: usize,
+}
+
+impl WithBackend for Logprobs {
+    type Out = Vec<Value>;
+    fn with<B: Backend>(
+        self,
+        info: DeviceInfo,
+        make: impl Fn() -> ponder_engine::Result<B> + Send + Sync + 'static,
+    ) -> ponder_engine::Result<Vec<Value>> {
+        let mut runner = self.opened.runner(&info, make, |_| {})?;
+        let mut steps = Vec::new();
+        score(&mut runner, &self.tokens[..self.tokens.len() - 1], self.from, |position, logits| {
+            let id = self.tokens[position + 1];
+            let top =
+                likeliest(logits, self.n).into_iter().map(|(id, logprob)| json!({ "id": id, "logprob": logprob }));
+            steps.push(json!({ "id": id, "logprob": log_probability(logits, id), "top": top.collect::<Vec<_>>() }));
+        })?;
+        Ok(steps)
+    }
 }
 
 fn prompt_text(argument: &str) -> Result<String> {
