@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use actix::prelude::*;
+use ponder_engine::reason::Label;
 use ponder_engine::request::{Finish, RequestId, SeqId};
 use ponder_engine::schedule::{Event, Finished, StopText};
 use ponder_engine::text::{Detokenizer, StopStrings, Tokenizer};
@@ -18,9 +19,11 @@ use crate::trace::Tracer;
 pub struct Update {
     /// Which of the request's answers.
     pub choice: u8,
-    /// Tokens behind the text (and behind text that is held back).
+    /// Tokens behind the text (and behind text that is held back), markers too.
     pub tokens: Vec<u32>,
-    /// Whole characters.
+    /// Whole characters of thinking; markers are not among them.
+    pub reasoning: String,
+    /// Whole characters of the answer.
     pub text: String,
     /// The end of this answer, once.
     pub finish: Option<Finished>,
@@ -50,7 +53,16 @@ impl Streamer {
 
     fn deliver_one(&mut self, event: Event) {
         let Some((answer, sink)) = self.answers.get_mut(&event.seq) else { return };
-        let mut text: String = event.tokens.iter().map(|t| answer.detokenizer.push(*t)).collect();
+        let (mut reasoning, mut text) = (String::new(), String::new());
+        let mut tokens = event.tokens.iter();
+        for span in &event.spans {
+            let more: String = tokens.by_ref().take(span.len).map(|t| answer.detokenizer.push(*t)).collect();
+            match span.label {
+                Label::Reasoning => reasoning += &more,
+                Label::Content | Label::ToolCall => text += &more,
+                Label::Marker => {}
+            }
+        }
         let ended = event.finish.is_some();
         if ended {
             text += &answer.detokenizer.finish();
@@ -59,7 +71,8 @@ impl Streamer {
         if event.finish.as_ref().is_some_and(|f| !matches!(f.why, Finish::StopString { .. })) {
             shown += &answer.stop.finish();
         }
-        let update = Update { choice: event.seq.choice, tokens: event.tokens, text: shown, finish: event.finish };
+        let (choice, tokens, finish) = (event.seq.choice, event.tokens, event.finish);
+        let update = Update { choice, tokens, reasoning, text: shown, finish };
         // A client that is gone is found below, with all the others.
         let _ = sink.send(update);
         if ended {

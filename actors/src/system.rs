@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use ponder_engine::kv::BlockPool;
+use ponder_engine::reason::Thinking;
 use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
 use ponder_engine::schedule::{Event, Scheduler, SchedulerOptions, StopText};
 use ponder_engine::spec::{DrafterKind, Drafters};
@@ -45,6 +46,8 @@ pub struct Submission {
     pub params: SamplingParams,
     /// The model's end tokens.
     pub eos: Vec<u32>,
+    /// How it thinks; `None`: all it says is the answer.
+    pub thinking: Option<Arc<Thinking>>,
 }
 
 /// The way in; clone it freely. The system ends when the last [`System`] is dropped.
@@ -88,7 +91,7 @@ impl Handle {
     /// Takes a request or says why not.
     pub async fn submit(&self, submission: Submission) -> Result<Generation> {
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let Submission { prompt, params, eos } = submission;
+        let Submission { prompt, params, eos, thinking } = submission;
         let (sink, updates) = mpsc::unbounded_channel();
         let (choices, stop) = (params.n, params.stop.clone());
         let stop_text = if stop.is_empty() { 0 } else { choices };
@@ -98,7 +101,7 @@ impl Handle {
         let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
         // The streamer first: no token may come before its listener.
         self.streamer.call(Listen { request: id, choices, stop, sink }).await.map_err(closed)?;
-        let request = Request { id, prompt, params, eos, thinking: None };
+        let request = Request { id, prompt, params, eos, thinking };
         let submit = Submit { request, stop_text, now: self.tracer.now() };
         if let Err(refused) = self.star.scheduler.call(submit).await.map_err(closed)? {
             self.streamer.call(Forget { request: id }).await.map_err(closed)?;

@@ -54,9 +54,10 @@ impl Engine {
             return Err(Error::invalid("n", "one answer per call; call again with other seeds for more"));
         }
         let rendered = self.prompter.render(&prompt)?;
-        let submission = Submission { prompt: rendered.tokens, params, eos: self.generation.eos.clone() };
+        let (eos, thinking) = (self.generation.eos.clone(), rendered.thinking);
+        let submission = Submission { prompt: rendered.tokens, params, eos, thinking };
         let inner = self.system.handle().submit_blocking(submission)?;
-        Ok(Generation::new(inner, rendered.splitter, started))
+        Ok(Generation::new(inner, started))
     }
 
     /// Turns prompts into tokens.

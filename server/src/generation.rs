@@ -7,7 +7,6 @@ use ponder_engine::request::Finish;
 use ponder_engine::schedule::Finished;
 use ponder_engine::{DeviceFault, Error, Result};
 
-use crate::thinking::{Part, Splitter};
 
 /// Something new.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +80,6 @@ impl Timings {
 /// Dropping it cancels the request.
 pub struct Generation {
     inner: ponder_actors::Generation,
-    splitter: Splitter,
     started: Instant,
     first: Option<Duration>,
     ready: VecDeque<Update>,
@@ -91,10 +89,9 @@ pub struct Generation {
 }
 
 impl Generation {
-    pub(crate) fn new(inner: ponder_actors::Generation, splitter: Splitter, started: Instant) -> Self {
+    pub(crate) fn new(inner: ponder_actors::Generation, started: Instant) -> Self {
         Self {
             inner,
-            splitter,
             started,
             first: None,
             ready: VecDeque::new(),
@@ -135,19 +132,13 @@ impl Generation {
             self.first.get_or_insert_with(|| self.started.elapsed());
         }
         self.token_ids.extend(&update.tokens);
-        let mut parts = self.splitter.push(&update.text, update.tokens.len());
-        if update.finish.is_some() {
-            parts.extend(self.splitter.finish());
+        if !update.reasoning.is_empty() {
+            self.reasoning.push_str(&update.reasoning);
+            self.ready.push_back(Update::Thinking(update.reasoning));
         }
-        for (part, text) in parts {
-            match part {
-                Part::Thinking => self.reasoning.push_str(&text),
-                Part::Answer => self.text.push_str(&text),
-            }
-            self.ready.push_back(match part {
-                Part::Thinking => Update::Thinking(text),
-                Part::Answer => Update::Answer(text),
-            });
+        if !update.text.is_empty() {
+            self.text.push_str(&update.text);
+            self.ready.push_back(Update::Answer(update.text));
         }
         if let Some(finished) = update.finish {
             self.done(finished);
@@ -164,7 +155,7 @@ impl Generation {
             reasoning: std::mem::take(&mut self.reasoning),
             prompt_tokens: prompt,
             completion_tokens: generated,
-            reasoning_tokens: self.splitter.reasoning_tokens(),
+            reasoning_tokens: finished.reasoning_tokens,
             token_ids: std::mem::take(&mut self.token_ids),
             finish: finished.why,
             timings: Timings::new(prompt, generated, self.first, self.started.elapsed()),

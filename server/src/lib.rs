@@ -27,7 +27,6 @@ mod opened;
 mod options;
 pub mod prompt;
 pub mod score;
-mod thinking;
 
 pub use backends::WithBackend;
 pub use engine::Engine;

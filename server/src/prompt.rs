@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use ponder_engine::checkpoint::Checkpoint;
-use ponder_engine::text::{ChatTemplate, Message, Piece, RenderOptions, Tokenizer};
+use ponder_engine::reason::{MarkerTexts, Markers, Thinking};
+use ponder_engine::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use ponder_engine::{Error, Result};
-
-use crate::thinking::Splitter;
 
 /// What a user asks.
 #[derive(Clone, Debug)]
@@ -35,13 +34,15 @@ impl Prompt {
 pub struct Rendered {
     /// Its tokens.
     pub tokens: Vec<u32>,
-    pub(crate) splitter: Splitter,
+    /// How its answer thinks; `None`: all of it is the answer.
+    pub thinking: Option<Arc<Thinking>>,
 }
 
 /// Turns prompts into tokens.
 pub struct Prompter {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    markers: Option<Arc<Markers>>,
     /// Token that begins plain text, where the model has that.
     bos: Option<u32>,
 }
@@ -55,7 +56,9 @@ impl Prompter {
         let tokenizer = Arc::new(checkpoint.tokenizer()?);
         let generation = &checkpoint.generation;
         let template = checkpoint.chat_template()?;
-        Ok(Self { tokenizer, template, bos: generation.bos.filter(|_| generation.add_bos) })
+        let source = template.as_ref().map(ChatTemplate::source);
+        let markers = Markers::find(&*tokenizer, source, &MarkerTexts::default())?.map(Arc::new);
+        Ok(Self { tokenizer, template, markers, bos: generation.bos.filter(|_| generation.add_bos) })
     }
 
     /// The tokenizer.
@@ -85,7 +88,7 @@ impl Prompter {
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Chat(messages, options) => return self.chat(messages, options),
         };
-        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, splitter: Splitter::plain() }) }
+        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None }) }
     }
 
     fn chat(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
@@ -97,12 +100,7 @@ impl Prompter {
         }
         let pieces = template.render(messages, options)?;
         let tokens = self.tokenizer.encode_pieces(&pieces)?;
-        // A mark that a user typed does not open the thinking.
-        let scaffold = match pieces.last() {
-            Some(Piece::Scaffold(text)) => text.as_str(),
-            _ => "",
-        };
-        let thinks = Splitter::suits(template.source());
-        Ok(Rendered { tokens, splitter: if thinks { Splitter::new(scaffold) } else { Splitter::plain() } })
+        let thinking = self.markers.as_ref().map(|m| Arc::new(Thinking::new(m.clone(), m.start_of(&pieces))));
+        Ok(Rendered { tokens, thinking })
     }
 }

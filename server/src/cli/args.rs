@@ -98,6 +98,10 @@ impl ModelArgs {
     }
 }
 
+/// Most tokens of thinking, `None` for no limit. (A type of its own, because clap reads `Option` otherwise.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThinkingBudget(pub Option<usize>);
+
 /// How tokens are chosen.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sampling")]
@@ -129,6 +133,12 @@ pub struct SamplingArgs {
     /// Most tokens to generate, thinking included [default: as many as the context allows]
     #[arg(long, short = 'n', env = "PONDER_MAX_TOKENS", allow_negative_numbers = true, value_name = "N")]
     pub max_tokens: Option<usize>,
+    /// Most tokens of thinking, exactly: 0 is none at all, -1 as many as the model likes
+    #[arg(long, env = "PONDER_THINKING_TOKEN_BUDGET", allow_negative_numbers = true, default_value = "-1", value_parser = thinking_budget, value_name = "N")]
+    pub thinking_token_budget: ThinkingBudget,
+    /// Tokens of --max-tokens that thinking leaves to the answer [default: 256, or half if that is less]
+    #[arg(long, env = "PONDER_ANSWER_RESERVE", value_name = "N")]
+    pub answer_reserve: Option<usize>,
     /// End the answer before this text; may be given several times
     #[arg(long, env = "PONDER_STOP", value_name = "TEXT")]
     pub stop: Vec<String>,
@@ -154,6 +164,8 @@ impl SamplingArgs {
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
+            thinking_token_budget: self.thinking_token_budget.0,
+            answer_reserve: self.answer_reserve,
             ..d
         }
     }
@@ -172,6 +184,14 @@ pub struct OutputArgs {
     /// Write every actor message and request phase to a file that Perfetto and chrome://tracing open
     #[arg(long, env = "PONDER_TRACE", value_name = "FILE")]
     pub trace: Option<PathBuf>,
+}
+
+fn thinking_budget(word: &str) -> Result<ThinkingBudget, String> {
+    match word.parse::<i64>() {
+        Ok(-1) => Ok(ThinkingBudget(None)),
+        Ok(n) if n >= 0 => Ok(ThinkingBudget(Some(n as usize))),
+        _ => Err("it is neither -1 nor a number of tokens".into()),
+    }
 }
 
 fn draft_policy(word: &str) -> Result<DraftPolicy, String> {
