@@ -9,7 +9,7 @@
 //! That is not the 8-bit activation quantisation of other engines, which rounds to 2^-8.
 
 use super::panel::GROUP;
-use super::simd::Isa;
+use super::simd::{Isa, array};
 
 /// 32 activations of one row.
 #[repr(C, align(64))]
@@ -75,7 +75,7 @@ pub unsafe fn quantise<S: Isa>(s: S, x: *const f32, out: *mut RowGroup) {
     // SAFETY: the caller's promise; `RowGroup` has 32 bytes per plane.
     unsafe {
         let halves = [s.load(x), s.load(x.add(16))];
-        let magnitude = halves.map(|h| s.and(s.bits(h), s.splat_i(0x7fff_ffff)));
+        let magnitude = array!(s.splat_i(0), 2, i => s.and(s.bits(halves[i]), s.splat_i(0x7fff_ffff)));
         let largest = s.max_lane_i(s.max_i(magnitude[0], magnitude[1])) as u32;
         if largest >= 0x7f80_0000 {
             return out.write(poison());
@@ -85,7 +85,7 @@ pub unsafe fn quantise<S: Isa>(s: S, x: *const f32, out: *mut RowGroup) {
         let exponent = ((largest + 0x2_0000) >> 23).max(23);
         let scale = f32::from_bits((exponent - 22) << 23);
         let inverse = s.splat(f32::from_bits((276 - exponent) << 23));
-        let value = halves.map(|h| s.round(s.mul(h, inverse)));
+        let value = array!(s.splat_i(0), 2, i => s.round(s.mul(halves[i], inverse)));
         let bias = s.splat_i(0x0080_8080);
         let mut total = 0;
         for (half, x) in value.into_iter().enumerate() {

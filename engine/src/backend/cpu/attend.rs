@@ -3,7 +3,7 @@
 use super::attention::SPLIT;
 use super::kv::{Cache, get};
 use super::math::{exp, exp1};
-use super::simd::Isa;
+use super::simd::{Isa, array, prefetch};
 
 /// Tokens of a tile: two vectors of scores.
 const TILE: usize = 32;
@@ -148,6 +148,9 @@ impl Attend<'_> {
         }
     }
     /// One split: fresh states of all queries that see it.
+    ///
+    /// Tile by tile, each of three passes goes over all queries, so that their chains of dependent
+    /// operations overlap: scores, softmax, weighted values.
     #[inline(always)]
     pub fn split<S: Isa>(&mut self, s: S, queries: &[Query], states: &[State], split: usize) {
         let dim = self.keys.head_dim;
@@ -161,66 +164,103 @@ impl Attend<'_> {
         }
         let first = queries.iter().map(|q| q.first).min().unwrap_or(0);
         let last = queries.iter().map(|q| q.last).max().unwrap_or(0);
+        self.ask_split(split, first, last);
+        let mut weights = [Weights { values: [0.0; TILE], decay: 1.0 }; WORK_QUERIES];
         for start in (split * SPLIT..(split + 1) * SPLIT).step_by(TILE) {
             let (from, to) = (first.max(start), (last + 1).min(start + TILE));
             if from >= to {
                 continue;
             }
             self.fill(s, start, from, to);
-            for (i, (query, state)) in queries.iter().zip(states).enumerate() {
-                let (from, to) = (query.first.max(start), (query.last + 1).min(start + TILE));
-                if from < to {
-                    self.step(s, self.query(i), *state, from - start, to - start);
+            // The tokens of the tile that query `i` sees; none where the range is empty.
+            let seen = |i: usize| {
+                let (from, to) = (queries[i].first.max(start), (queries[i].last + 1).min(start + TILE));
+                (from - start, to.max(from) - start)
+            };
+            let sees = |i: &usize| seen(*i).0 < seen(*i).1;
+            for i in (0..queries.len()).filter(sees) {
+                self.score(s, self.query(i), seen(i), &mut weights[i]);
+            }
+            for i in (0..queries.len()).filter(sees) {
+                soften(s, states[i], seen(i), &mut weights[i]);
+            }
+            let mut i = 0;
+            while i < queries.len() {
+                let (from, to) = seen(i);
+                if from == to {
+                    i += 1;
+                } else if i + 1 < queries.len() && seen(i + 1) == (from, to) {
+                    self.weigh(s, [states[i], states[i + 1]], [&weights[i], &weights[i + 1]], from, to);
+                    i += 2;
+                } else {
+                    self.weigh(s, [states[i]], [&weights[i]], from, to);
+                    i += 1;
                 }
             }
         }
     }
-    /// Reads tokens `from..to` into the tile that starts at `start`.
+    /// Starts to fetch what a row that sees tokens `first..=last` needs of a split.
+    #[inline(always)]
+    pub fn ask_split(&self, split: usize, first: usize, last: usize) {
+        self.ask(first.max(split * SPLIT), (last + 1).min((split + 1) * SPLIT));
+    }
+    /// Starts to fetch tokens `from..to`: blocks are too short for the processor to guess what follows.
+    #[inline(always)]
+    fn ask(&self, from: usize, to: usize) {
+        let size = self.keys.block_size;
+        let mut t = from;
+        while t < to {
+            let count = (size - t % size).min(to - t);
+            let slot = self.table[t / size] as usize * size + t % size;
+            for cache in [self.keys, self.values] {
+                let run = cache.at(slot, self.kv_head);
+                let bytes = count * cache.head_dim * cache.format.bytes();
+                (0..bytes).step_by(64).for_each(|i| prefetch(run.wrapping_add(i)));
+            }
+            t += count;
+        }
+    }
+    /// Reads tokens `from..to` into the tile that starts at `start`, block by block.
     #[inline(always)]
     fn fill<S: Isa>(&mut self, s: S, start: usize, from: usize, to: usize) {
         let (dim, size) = (self.dim(), self.keys.block_size);
-        for t in from..to {
+        let mut t = from;
+        while t < to {
+            let count = (size - t % size).min(to - t);
             let slot = self.table[t / size] as usize * size + t % size;
             for (which, cache) in [self.keys, self.values].into_iter().enumerate() {
-                // SAFETY: row `t - start` of the tile.
-                let row = unsafe { std::slice::from_raw_parts_mut(self.tile(which).add((t - start) * dim), dim) };
-                get(s, cache, cache.at(slot, self.kv_head), row);
+                let from = cache.at(slot, self.kv_head);
+                let row = self.tile(which).wrapping_add((t - start) * dim);
+                // SAFETY: `count` tokens of one block and head lie together; their rows are in the tile.
+                unsafe {
+                    if dim == cache.head_dim {
+                        get(s, cache.format, from, std::slice::from_raw_parts_mut(row, count * dim));
+                        continue;
+                    }
+                    for i in 0..count {
+                        let row = std::slice::from_raw_parts_mut(row.add(i * dim), dim);
+                        let (values, padding) = row.split_at_mut(cache.head_dim);
+                        get(s, cache.format, from.add(i * cache.head_dim * cache.format.bytes()), values);
+                        padding.fill(0.0);
+                    }
+                }
             }
+            t += count;
         }
     }
-    /// Takes tokens `from..to` of the tile into one query's state.
+    /// Scaled scores of tokens `from..to` of the tile; -infinity for the others.
     #[inline(always)]
-    fn step<S: Isa>(&self, s: S, q: *const f32, state: State, from: usize, to: usize) {
+    fn score<S: Isa>(&self, s: S, q: *const f32, (from, to): (usize, usize), out: &mut Weights) {
         let visible = (1u64 << to) - (1u64 << from);
         let hidden = s.splat(f32::NEG_INFINITY);
-        let mut scores = [hidden; 2];
-        for (half, scores) in scores.iter_mut().enumerate() {
-            let mask = (visible >> (16 * half)) as u16;
-            if mask != 0 {
-                let sums = self.scores(s, q, half);
-                *scores = s.select(mask, s.mul(sums, s.splat(self.scale)), hidden);
-            }
-        }
-        let (max, sum) = state.head();
-        let tile_max = s.max_lane(s.max(scores[0], scores[1]));
-        let largest = if tile_max > max { tile_max } else { max };
-        let mut weights = [0f32; TILE];
-        let mut parts = [s.splat(0.0); 2];
         for half in 0..2 {
             let mask = (visible >> (16 * half)) as u16;
-            parts[half] = s.select(mask, exp(s, s.sub(scores[half], s.splat(largest))), parts[half]);
-            // SAFETY: 16 of the 32 weights.
-            unsafe { s.store(weights.as_mut_ptr().add(16 * half), parts[half]) };
-        }
-        let decay = exp1(s, max - largest);
-        state.set_head(largest, sum.mul_add(decay, s.sum(s.add(parts[0], parts[1]))));
-        let mut at = 0;
-        while at < self.dim() {
-            at += match (self.dim() - at) / 16 {
-                8.. => self.weigh::<S, 8>(s, state, &weights[from..to], from, at, decay),
-                4.. => self.weigh::<S, 4>(s, state, &weights[from..to], from, at, decay),
-                _ => self.weigh::<S, 1>(s, state, &weights[from..to], from, at, decay),
+            let scores = match mask {
+                0 => hidden,
+                _ => s.select(mask, s.mul(self.scores(s, q, half), s.splat(self.scale)), hidden),
             };
+            // SAFETY: 16 of the 32 values.
+            unsafe { s.store(out.values.as_mut_ptr().add(16 * half), scores) };
         }
     }
     /// `q . k` of 16 tokens of the tile.
@@ -236,17 +276,16 @@ impl Attend<'_> {
     fn dots<S: Isa, const N: usize>(&self, s: S, q: *const f32, half: usize) -> S::F {
         // SAFETY: `N` vectors of the padded query, and 16 rows of the tile.
         unsafe {
-            let q: [S::F; N] = std::array::from_fn(|i| s.load(q.add(16 * i)));
+            let q = array!(s.splat(0.0), N, i => s.load(q.add(16 * i)));
             let k = self.tile(0).add(16 * half * N * 16);
-            let dot = |t: usize| {
+            s.sums(&array!(q[0], 16, t => {
                 let row = k.add(t * N * 16);
                 let mut sum = s.mul(q[0], s.load(row));
-                for (i, q) in q.iter().enumerate().skip(1) {
-                    sum = s.fma(*q, s.load(row.add(16 * i)), sum);
+                for i in 1..N {
+                    sum = s.fma(q[i], s.load(row.add(16 * i)), sum);
                 }
                 sum
-            };
-            s.sums(&std::array::from_fn(dot))
+            }))
         }
     }
     #[inline(always)]
@@ -254,35 +293,90 @@ impl Attend<'_> {
         // SAFETY: as in `dots`.
         unsafe {
             let k = self.tile(0).add(16 * half * self.dim());
-            let dot = |t: usize| {
+            s.sums(&array!(s.splat(0.0), 16, t => {
                 let row = k.add(t * self.dim());
                 let mut sum = s.mul(s.load(q), s.load(row));
                 for i in (16..self.dim()).step_by(16) {
                     sum = s.fma(s.load(q.add(i)), s.load(row.add(i)), sum);
                 }
                 sum
-            };
-            s.sums(&std::array::from_fn(dot))
+            }))
         }
     }
-    /// `values = values * decay + weights . V` for `N` vectors of the width; returns how many floats that is.
+    /// `values = values * decay + weights . V` for tokens `from..to`, of queries that see the same.
     #[inline(always)]
-    fn weigh<S: Isa, const N: usize>(&self, s: S, state: State, weights: &[f32], from: usize, at: usize, decay: f32) -> usize {
-        // SAFETY: floats `at..at + 16 * N` of the state and of rows `from..` of the tile.
+    fn weigh<S: Isa, const Q: usize>(&self, s: S, states: [State; Q], weights: [&Weights; Q], from: usize, to: usize) {
+        let mut at = 0;
+        while at < self.dim() {
+            at += match (self.dim() - at) / 16 {
+                8.. => self.weigh_part::<S, Q, 8>(s, states, weights, from, to, at),
+                4.. => self.weigh_part::<S, Q, 4>(s, states, weights, from, to, at),
+                _ => self.weigh_part::<S, Q, 1>(s, states, weights, from, to, at),
+            };
+        }
+    }
+    /// [`Attend::weigh`] for `N` vectors of the width from float `at`; returns how many floats that is.
+    #[inline(always)]
+    fn weigh_part<S: Isa, const Q: usize, const N: usize>(
+        &self,
+        s: S,
+        states: [State; Q],
+        weights: [&Weights; Q],
+        from: usize,
+        to: usize,
+        at: usize,
+    ) -> usize {
+        // SAFETY: floats `at..at + 16 * N` of the states and of rows `from..to` of the tile.
         unsafe {
-            let out = state.values().add(at);
-            let mut sums: [S::F; N] = std::array::from_fn(|i| s.mul(s.load(out.add(16 * i)), s.splat(decay)));
+            let mut sums = array!([s.splat(0.0); N], Q, q => {
+                let (out, decay) = (states[q].values().add(at), s.splat(weights[q].decay));
+                array!(decay, N, i => s.mul(s.load(out.add(16 * i)), decay))
+            });
             let mut row = self.tile(1).add(from * self.dim() + at);
-            for weight in weights {
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.fma(s.splat(*weight), s.load(row.add(16 * i)), *sum);
+            for t in from..to {
+                let values = array!(s.splat(0.0), N, i => s.load(row.add(16 * i)));
+                for (sums, weights) in sums.iter_mut().zip(weights) {
+                    let weight = s.splat(*weights.values.get_unchecked(t));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = s.fma(weight, value, *sum);
+                    }
                 }
                 row = row.wrapping_add(self.dim());
             }
-            for (i, sum) in sums.into_iter().enumerate() {
-                s.store(out.add(16 * i), sum);
+            for (q, sums) in sums.into_iter().enumerate() {
+                for (i, sum) in sums.into_iter().enumerate() {
+                    s.store(states[q].values().add(at + 16 * i), sum);
+                }
             }
         }
         16 * N
     }
+}
+
+/// Scores of a tile, then their weights, and the factor on what the state holds already.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Weights {
+    values: [f32; TILE],
+    decay: f32,
+}
+
+/// Turns the scores of tokens `from..to` into weights relative to the state's new maximum.
+#[inline(always)]
+fn soften<S: Isa>(s: S, state: State, (from, to): (usize, usize), weights: &mut Weights) {
+    let visible = (1u64 << to) - (1u64 << from);
+    // SAFETY: 32 values.
+    let scores = array!(s.splat(0.0), 2, i => unsafe { s.load(weights.values.as_ptr().add(16 * i)) });
+    let (max, sum) = state.head();
+    let tile_max = s.max_lane(s.max(scores[0], scores[1]));
+    let largest = if tile_max > max { tile_max } else { max };
+    let mut parts = [s.splat(0.0); 2];
+    for half in 0..2 {
+        let mask = (visible >> (16 * half)) as u16;
+        parts[half] = s.select(mask, exp(s, s.sub(scores[half], s.splat(largest))), parts[half]);
+        // SAFETY: 16 of the 32 values.
+        unsafe { s.store(weights.values.as_mut_ptr().add(16 * half), parts[half]) };
+    }
+    weights.decay = exp1(s, max - largest);
+    state.set_head(largest, sum.mul_add(weights.decay, s.sum(s.add(parts[0], parts[1]))));
 }

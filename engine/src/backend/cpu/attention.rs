@@ -145,6 +145,15 @@ impl Attention {
             for item in range {
                 let (row, nth, kv_head) = (item / kv_heads / most, item / kv_heads % most, item % kv_heads);
                 let Some(split) = self.splits(row).nth(nth) else { continue };
+                // What this thread will probably do next is fetched while it does this.
+                let next = item + w.threads;
+                if next < rows * most * kv_heads {
+                    let row = next / kv_heads / most;
+                    if let Some(split) = self.splits(row).nth(next / kv_heads % most) {
+                        let (first, last) = self.visible(row);
+                        self.attend(w, row, next % kv_heads).ask_split(split, first, last);
+                    }
+                }
                 let heads = kv_head * group..(kv_head + 1) * group;
                 for heads in chunks(heads, WORK_QUERIES) {
                     let mut attend = self.attend(w, row, kv_head);

@@ -84,14 +84,17 @@ impl Kernel for Put<'_> {
     }
 }
 
-/// Reads one head's vector from the cache.
+/// Widens `to.len()` cached elements.
+///
+/// # Safety
+/// So many elements behind `from`.
 #[inline(always)]
-pub fn get<S: Isa>(s: S, cache: &Cache, from: *const u8, to: &mut [f32]) {
-    let whole = cache.head_dim / 16 * 16;
-    // SAFETY: `head_dim` elements behind `from`, and `to` is longer.
+pub unsafe fn get<S: Isa>(s: S, format: KvFormat, from: *const u8, to: &mut [f32]) {
+    let whole = to.len() / 16 * 16;
+    // SAFETY: the caller's promise.
     unsafe {
         for i in (0..whole).step_by(16) {
-            let x = match cache.format {
+            let x = match format {
                 KvFormat::F32 => s.load(from.cast::<f32>().add(i)),
                 KvFormat::F16 => s.load_f16(from.cast::<u16>().add(i)),
                 KvFormat::BF16 => s.load_bf16(from.cast::<u16>().add(i)),
@@ -99,8 +102,7 @@ pub fn get<S: Isa>(s: S, cache: &Cache, from: *const u8, to: &mut [f32]) {
             s.store(to.as_mut_ptr().add(i), x);
         }
         for (i, to) in to.iter_mut().enumerate().skip(whole) {
-            *to = match cache.format {
-                _ if i >= cache.head_dim => 0.0,
+            *to = match format {
                 KvFormat::F32 => *from.cast::<f32>().add(i),
                 KvFormat::F16 => half::f16::from_bits(*from.cast::<u16>().add(i)).to_f32(),
                 KvFormat::BF16 => half::bf16::from_bits(*from.cast::<u16>().add(i)).to_f32(),

@@ -1,6 +1,8 @@
 //! The gated half of the MLP: gate and up products side by side, their activation applied while both
 //! are in cache.
 
+use std::mem::MaybeUninit;
+
 use super::activation::TILE;
 use super::linear::{Input, Matrix, share};
 use super::math::{gelu_tanh, silu};
@@ -45,18 +47,23 @@ impl GateUp {
     unsafe fn strip(&self, tile: (usize, usize), (from, to): (usize, usize)) {
         let n = self.gate.shape.n;
         let (start, end) = (from * LANES, n.min(to * LANES));
-        let mut buffers = [[0f32; TILE * STRIP * LANES]; 2];
+        // Not zeroed: for one row that would take as long as the products of a panel.
+        let mut buffers = [const { MaybeUninit::<[f32; TILE * STRIP * LANES]>::uninit() }; 2];
         let stride = STRIP * LANES;
         for (matrix, buffer) in [&self.gate, &self.up].into_iter().zip(&mut buffers) {
             // The kernels address columns from panel 0; `wrapping_sub` because that is before the buffer.
-            let out = buffer.as_mut_ptr().wrapping_sub(start);
+            let out = buffer.as_mut_ptr().cast::<f32>().wrapping_sub(start);
             // SAFETY: columns `start..` of up to `TILE` rows lie in the buffer.
             unsafe { matrix.run(&self.input, tile, (from, to), out, stride) };
         }
         for t in 0..tile.1 {
-            let [gate, up] = [0, 1].map(|i| &buffers[i][t * stride..][..end - start]);
-            // SAFETY: the caller's promise.
-            let out = unsafe { self.gated.slice_mut((tile.0 + t) * n + start, end - start) };
+            // SAFETY: the kernels wrote columns `start..end` of each row; the caller promises the output.
+            let ([gate, up], out) = unsafe {
+                let row = |i: usize| {
+                    std::slice::from_raw_parts(buffers[i].as_ptr().cast::<f32>().add(t * stride), end - start)
+                };
+                ([row(0), row(1)], self.gated.slice_mut((tile.0 + t) * n + start, end - start))
+            };
             self.level.run(Gated { gate, up, out: out.as_mut_ptr(), activation: self.activation });
         }
     }

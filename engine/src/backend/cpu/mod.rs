@@ -20,7 +20,7 @@ mod embed;
 mod kv;
 mod linear;
 mod math;
-mod memory;
+pub mod memory;
 mod mlp;
 mod norm;
 pub mod panel;
@@ -40,9 +40,8 @@ pub use plan::Plan;
 
 use std::rc::Rc;
 
-use self::memory::{Contents, Memory};
+use self::memory::{Arena, Contents};
 use self::panel::Panels;
-use self::plan::Live;
 use self::pool::Pool;
 use self::simd::Level;
 use super::{Backend, Bound, DeviceInfo, DeviceKind};
@@ -58,6 +57,7 @@ pub struct CpuBackend {
     info: DeviceInfo,
     level: Level,
     pool: Pool,
+    arena: Arena,
 }
 
 impl CpuBackend {
@@ -85,7 +85,7 @@ impl CpuBackend {
             row_buckets: vec![512],
             features: vec![level.name().into(), format!("{threads} threads")],
         };
-        Ok(Self { info, level, pool })
+        Ok(Self { info, level, pool, arena: Arena::default() })
     }
     /// The SIMD level in use.
     pub fn level(&self) -> Level {
@@ -94,6 +94,17 @@ impl CpuBackend {
     /// Threads of a launch.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+    /// Launches `plan` step by step; returns each step's op and its seconds.
+    pub fn profile(&mut self, plan: &Plan) -> Result<Vec<(&'static str, f64)>> {
+        let live = plan.live_rows();
+        let mut seconds = Vec::new();
+        for (step, op) in plan.steps.iter().zip(&plan.ops) {
+            let begun = devtime();
+            self.pool.run(&|w| step.run(w, &live)).map_err(|panic| lost(plan, &panic))?;
+            seconds.push((*op, devtime() - begun));
+        }
+        Ok(seconds)
     }
     /// Bytes per second at which all threads together read memory, measured now (takes about 0.2 s).
     pub fn measure_bandwidth(&mut self) -> Result<f64> {
@@ -111,6 +122,11 @@ fn level_by_name(name: &str) -> Result<Level> {
 
 fn fault(what: DeviceFault) -> Error {
     Error::Device { device: "cpu".into(), what }
+}
+
+/// A thread of a launch panicked.
+fn lost(plan: &Plan, panic: &str) -> Error {
+    fault(DeviceFault::Lost(format!("{}: {panic}", plan.name)))
 }
 
 /// A line `key : value` of a file under /proc.
@@ -137,12 +153,6 @@ fn physical_cores() -> usize {
     (allowed / per_core).max(1)
 }
 
-/// A buffer in the host's representation (or, for KV, this backend's order).
-fn plain(decl: &SlotDecl) -> Result<Buffer> {
-    let memory = Memory::new(decl.bytes(), &decl.name)?;
-    Ok(Buffer(Rc::new(Contents { memory, decl: decl.clone(), panels: None })))
-}
-
 impl Backend for CpuBackend {
     type Buffer = Buffer;
     type Plan = Plan;
@@ -155,7 +165,9 @@ impl Backend for CpuBackend {
         true
     }
     fn alloc(&mut self, decl: &SlotDecl) -> Result<Buffer> {
-        plain(decl)
+        // KV has the same size as in the host's representation, in this backend's order.
+        let memory = self.arena.get(decl.bytes(), &decl.name)?;
+        Ok(Buffer(Rc::new(Contents { memory, decl: decl.clone(), panels: None })))
     }
     fn load(&mut self, decl: &SlotDecl, bytes: &[u8]) -> Result<Buffer> {
         let Elem::Weight(format) = decl.elem else { panic!("{} is no weight", decl.name) };
@@ -164,12 +176,13 @@ impl Backend for CpuBackend {
             return Err(fault(DeviceFault::Rejected(what)));
         }
         let [n, k] = decl.shape[..] else {
-            let mut memory = Memory::new(4 * decl.len(), &decl.name)?;
+            let mut memory = self.arena.get(4 * decl.len(), &decl.name)?;
             format.decode(bytes, bytemuck::cast_slice_mut(&mut memory.bytes_mut()[..4 * decl.len()]));
             return Ok(Buffer(Rc::new(Contents { memory, decl: decl.clone(), panels: None })));
         };
         let panels = Panels { format, n, k };
-        let memory = panels.pack(bytes, &decl.name)?;
+        let mut memory = self.arena.get(panels.bytes(), &decl.name)?;
+        panels.pack(bytes, memory.bytes_mut());
         Ok(Buffer(Rc::new(Contents { memory, decl: decl.clone(), panels: Some(panels) })))
     }
     fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<()> {
@@ -191,15 +204,19 @@ impl Backend for CpuBackend {
         plan::compile(program, bound, self.level, self.pool.threads())
     }
     fn launch(&mut self, plan: &Plan) -> Result<()> {
-        // SAFETY: `live` is an input of two u32, and no launch is running.
-        let live = unsafe { plan.live.slice(0, 2) };
-        let live = Live([0, 1].map(|i| live[i] as usize));
-        assert!((0..2).all(|i| live.0[i] <= plan.capacity[i]), "{live:?} rows in a plan for {:?}", plan.capacity);
+        let live = plan.live_rows();
         let steps = &plan.steps;
         let work = |w: &pool::Worker<'_>| steps.iter().for_each(|step| step.run(w, &live));
-        self.pool.run(&work).map_err(|panic| fault(DeviceFault::Lost(format!("{}: {panic}", plan.name))))
+        self.pool.run(&work).map_err(|panic| lost(plan, &panic))
     }
     fn wait(&mut self, (): ()) -> Result<()> {
         Ok(())
     }
+}
+
+/// DEV
+pub fn devtime() -> f64 {
+    let mut ts = [0i64; 2];
+    unsafe { std::arch::asm!("syscall", inlateout("rax") 228i64 => _, in("rdi") 3i64, in("rsi") ts.as_mut_ptr(), out("rcx") _, out("r11") _); }
+    ts[0] as f64 + ts[1] as f64 * 1e-9
 }

@@ -17,8 +17,6 @@
 
 use half::f16;
 
-use super::memory::Memory;
-use crate::error::Result;
 use crate::format::Format;
 use crate::format::decode::scale_min_k4;
 
@@ -89,11 +87,10 @@ impl Panels {
         let header = g / 8 * (shape.header + 8 * shape.group);
         (header, header + shape.header + g % 8 * shape.group)
     }
-    /// Lays stored bytes out in panels.
-    pub fn pack(&self, stored: &[u8], what: &str) -> Result<Memory> {
-        let mut memory = Memory::new(self.bytes(), what)?;
+    /// Lays stored bytes out in panels; `out` is zeroed before.
+    pub fn pack(&self, stored: &[u8], out: &mut [u8]) {
         let row_bytes = self.k / self.format.block_len() * self.format.block_bytes();
-        let panels = memory.bytes_mut().chunks_exact_mut(self.panel_bytes());
+        let panels = out.chunks_exact_mut(self.panel_bytes());
         for (panel, rows) in panels.zip(stored.chunks(row_bytes * LANES)) {
             for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
                 match self.format.is_quantised() {
@@ -102,7 +99,6 @@ impl Panels {
                 }
             }
         }
-        Ok(memory)
     }
     fn pack_row(&self, panel: &mut [u8], lane: usize, row: &[u8]) {
         let shape = shape(self.format);
@@ -277,14 +273,13 @@ mod tests {
                 format.encode(&x, &mut stored);
             }
             let panels = Panels { format, n, k };
-            let memory = panels.pack(&stored, "w").unwrap();
-            // SAFETY: the memory is as long as it says, and nobody writes it.
-            let packed = unsafe { std::slice::from_raw_parts(memory.start(), panels.bytes()) };
+            let mut packed = vec![0; panels.bytes()];
+            panels.pack(&stored, &mut packed);
             let mut want = vec![0f32; n * k];
             format.decode(&stored, &mut want);
             let mut got = vec![0f32; k];
             for row in 0..n {
-                panels.decode_row(packed, row, &mut got);
+                panels.decode_row(&packed, row, &mut got);
                 assert_eq!(got, want[row * k..][..k], "{format} row {row}");
             }
             let padded = stored.len() * n.next_multiple_of(LANES) / n;

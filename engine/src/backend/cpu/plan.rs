@@ -3,7 +3,9 @@
 //! A step is run by all threads at once; it cuts its work into phases ([`Worker::phase`]). Facts of a
 //! launch come from the input buffers, the number of live rows from `live`.
 
-use super::memory::{Buffer, Memory, Ptr};
+use std::rc::Rc;
+
+use super::memory::{Buffer, Contents, Memory, Ptr};
 use super::panel::Panels;
 use super::pool::Worker;
 use super::simd::Level;
@@ -34,11 +36,24 @@ impl Live {
 pub struct Plan {
     pub(super) name: String,
     pub(super) steps: Vec<Box<dyn Step>>,
+    /// The op of each step.
+    pub(super) ops: Vec<&'static str>,
     pub(super) live: Ptr<u32>,
     pub(super) capacity: [usize; 2],
     /// What the steps point into.
     _buffers: Vec<Buffer>,
     _scratch: Vec<Memory>,
+}
+
+impl Plan {
+    /// Live rows, as the `live` input says now.
+    pub(super) fn live_rows(&self) -> Live {
+        // SAFETY: `live` is an input of two u32, and no launch is running.
+        let live = unsafe { self.live.slice(0, 2) };
+        let live = Live([0, 1].map(|i| live[i] as usize));
+        assert!((0..2).all(|i| live.0[i] <= self.capacity[i]), "{live:?} rows in a plan for {:?}", self.capacity);
+        live
+    }
 }
 
 /// Where steps find their operands while they are built.
@@ -47,8 +62,6 @@ pub struct Builder<'a> {
     pub program: &'a Program,
     /// Instructions to use.
     pub level: Level,
-    /// Threads of a launch.
-    pub threads: usize,
     buffers: Vec<Buffer>,
     scratch: Vec<Memory>,
     /// Prepared activations, integer and float; one area each, for the widest.
@@ -118,7 +131,10 @@ pub fn compile(program: &Program, bound: &Bound<Buffer>, level: Level, threads: 
     let mut buffers = Vec::new();
     for decl in &program.slots {
         buffers.push(match decl.role {
-            Role::Scratch => super::plain(decl)?,
+            Role::Scratch => {
+                let memory = Memory::new(decl.bytes(), &decl.name)?;
+                Buffer(Rc::new(Contents { memory, decl: decl.clone(), panels: None }))
+            }
             _ => {
                 let found = bound.get(&decl.name);
                 let missing = || reject(format!("slot {:?} of {} is not bound", decl.name, program.name));
@@ -142,7 +158,6 @@ pub fn compile(program: &Program, bound: &Bound<Buffer>, level: Level, threads: 
     let mut builder = Builder {
         program,
         level,
-        threads,
         prepared: [Ptr(start(0)), Ptr(start(1))],
         private: Ptr(start(2)),
         private_bytes,
@@ -150,14 +165,16 @@ pub fn compile(program: &Program, bound: &Bound<Buffer>, level: Level, threads: 
         buffers,
         scratch: Vec::new(),
     };
-    let mut steps = Vec::new();
+    let (mut steps, mut ops) = (Vec::new(), Vec::new());
     for op in &program.ops {
         steps.extend(build(&builder, op));
+        ops.resize(steps.len(), op.name());
     }
     builder.scratch = scratch;
     Ok(Plan {
         name: program.name.clone(),
         steps,
+        ops,
         live: builder.ptr(program.live),
         capacity: [program.rows, program.logit_rows],
         _buffers: builder.buffers,

@@ -1,6 +1,6 @@
 //! How each weight format's panels are read in registers. The layouts are those of [`super::panel`].
 
-use super::simd::Isa;
+use super::simd::{Isa, array};
 use super::tile::{Floats, Quant, Sum};
 
 /// 8 vectors from 4 of nibbles.
@@ -11,8 +11,8 @@ use super::tile::{Floats, Quant, Sum};
 unsafe fn nibbles<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
     let low = s.splat_i(0x0f0f_0f0f);
     // SAFETY: the caller's promise.
-    let packed: [S::I; 4] = std::array::from_fn(|i| unsafe { s.load_i(p.add(64 * i)) });
-    std::array::from_fn(|i| s.and(if i < 4 { packed[i] } else { s.shr::<4>(packed[i - 4]) }, low))
+    let packed = array!(low, 4, i => unsafe { s.load_i(p.add(64 * i)) });
+    array!(low, 8, i => s.and(if i < 4 { packed[i] } else { s.shr::<4>(packed[i - 4]) }, low))
 }
 
 /// Nibbles and a fifth bit.
@@ -23,17 +23,18 @@ unsafe fn nibbles<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
 unsafe fn fives<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
     // SAFETY: the caller's promise.
     let (low, high) = unsafe { (nibbles(s, p), s.load_i(p.add(256))) };
-    let bit = |x| s.and(x, s.splat_i(0x1010_1010));
-    [
-        s.or(low[0], bit(s.shl::<4>(high))),
-        s.or(low[1], bit(s.shl::<3>(high))),
-        s.or(low[2], bit(s.shl::<2>(high))),
-        s.or(low[3], bit(s.shl::<1>(high))),
-        s.or(low[4], bit(high)),
-        s.or(low[5], bit(s.shr::<1>(high))),
-        s.or(low[6], bit(s.shr::<2>(high))),
-        s.or(low[7], bit(s.shr::<3>(high))),
-    ]
+    let bit = s.splat_i(0x1010_1010);
+    let high = [
+        s.shl::<4>(high),
+        s.shl::<3>(high),
+        s.shl::<2>(high),
+        s.shl::<1>(high),
+        high,
+        s.shr::<1>(high),
+        s.shr::<2>(high),
+        s.shr::<3>(high),
+    ];
+    array!(bit, 8, i => s.or(low[i], s.and(high[i], bit)))
 }
 
 /// Nibbles and two more bits.
@@ -44,8 +45,8 @@ unsafe fn fives<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
 unsafe fn sixes<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
     // SAFETY: the caller's promise.
     let (low, high) = unsafe { (nibbles(s, p), [s.load_i(p.add(256)), s.load_i(p.add(320))]) };
-    let bits = |x| s.and(x, s.splat_i(0x3030_3030));
-    std::array::from_fn(|i| {
+    let bits = s.splat_i(0x3030_3030);
+    array!(bits, 8, i => {
         let high = high[i / 4];
         let shifted = match i % 4 {
             0 => s.shl::<4>(high),
@@ -53,7 +54,7 @@ unsafe fn sixes<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
             2 => high,
             _ => s.shr::<2>(high),
         };
-        s.or(low[i], bits(shifted))
+        s.or(low[i], s.and(shifted, bits))
     })
 }
 
@@ -62,7 +63,7 @@ unsafe fn sixes<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
 /// # Safety
 /// `p` points at the scales.
 #[inline(always)]
-unsafe fn half_scales<S: Isa, Q: Quant>(s: S, p: *const u8) -> [S::F; 2] {
+unsafe fn half_scales<S: Isa, Q: Quant>(s: S, _: [S::F; 2], p: *const u8) -> [S::F; 2] {
     // SAFETY: the caller's promise.
     unsafe {
         let d = s.load_f16(p.cast());
@@ -90,7 +91,7 @@ unsafe fn byte_scales<S: Isa, Q: Quant>(s: S, header: [S::F; 2], p: *const u8) -
 
 macro_rules! quant {
     ($name:ident, $group:expr, $header:expr, $sum:ident, centre $centre:expr, wide $wide:expr, minimum $minimum:expr,
-     $quants:expr, $scales:expr, $head:expr) => {
+     $quants:ident, $scales:ident at $at:expr, $head:ident) => {
         /// The format of this name.
         pub struct $name;
         impl Quant for $name {
@@ -113,7 +114,7 @@ macro_rules! quant {
             #[inline(always)]
             unsafe fn scales<S: Isa>(s: S, header: [S::F; 2], p: *const u8) -> [S::F; 2] {
                 // SAFETY: as above; scales stand at the end of a group.
-                unsafe { $scales(s, header, p) }
+                unsafe { $scales::<S, Self>(s, header, p.add($at)) }
             }
         }
     };
@@ -153,7 +154,7 @@ unsafe fn one_half<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
 #[inline(always)]
 unsafe fn bytes<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
     // SAFETY: the caller's promise.
-    std::array::from_fn(|i| unsafe { s.load_i(p.add(64 * i)) })
+    array!(s.splat_i(0), 8, i => unsafe { s.load_i(p.add(64 * i)) })
 }
 
 /// `d * scale` of each half group.
@@ -161,19 +162,19 @@ unsafe fn bytes<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
 /// # Safety
 /// `p` points at the scales.
 #[inline(always)]
-unsafe fn signed_scales<S: Isa>(s: S, header: [S::F; 2], p: *const u8) -> [S::F; 2] {
+unsafe fn signed_scales<S: Isa, Q: Quant>(s: S, header: [S::F; 2], p: *const u8) -> [S::F; 2] {
     // SAFETY: the caller's promise.
     unsafe { [s.mul(header[0], s.to_f(s.load_i8(p))), s.mul(header[0], s.to_f(s.load_i8(p.add(16))))] }
 }
 
-quant!(Q4_0, 288, 0, Chain, centre 3, wide false, minimum false, nibbles, |s, _, p: *const u8| half_scales::<S, Self>(s, p.add(256)), no_header);
-quant!(Q4_1, 320, 0, Chain, centre 3, wide false, minimum true, nibbles, |s, _, p: *const u8| half_scales::<S, Self>(s, p.add(256)), no_header);
-quant!(Q5_0, 352, 0, Split, centre 4, wide false, minimum false, fives, |s, _, p: *const u8| half_scales::<S, Self>(s, p.add(320)), no_header);
-quant!(Q5_1, 384, 0, Split, centre 4, wide false, minimum true, fives, |s, _, p: *const u8| half_scales::<S, Self>(s, p.add(320)), no_header);
-quant!(Q8_0, 544, 0, Split, centre 7, wide true, minimum false, bytes, |s, _, p: *const u8| half_scales::<S, Self>(s, p.add(512)), no_header);
-quant!(Q4K, 288, 64, Chain, centre 3, wide false, minimum true, nibbles, |s, h, p: *const u8| byte_scales::<S, Self>(s, h, p.add(256)), two_halves);
-quant!(Q5K, 352, 64, Split, centre 4, wide false, minimum true, fives, |s, h, p: *const u8| byte_scales::<S, Self>(s, h, p.add(320)), two_halves);
-quant!(Q6K, 416, 32, Halves, centre 5, wide false, minimum false, sixes, |s, h, p: *const u8| signed_scales(s, h, p.add(384)), one_half);
+quant!(Q4_0, 288, 0, Chain, centre 3, wide false, minimum false, nibbles, half_scales at 256, no_header);
+quant!(Q4_1, 320, 0, Chain, centre 3, wide false, minimum true, nibbles, half_scales at 256, no_header);
+quant!(Q5_0, 352, 0, Split, centre 4, wide false, minimum false, fives, half_scales at 320, no_header);
+quant!(Q5_1, 384, 0, Split, centre 4, wide false, minimum true, fives, half_scales at 320, no_header);
+quant!(Q8_0, 544, 0, Split, centre 7, wide true, minimum false, bytes, half_scales at 512, no_header);
+quant!(Q4K, 288, 64, Chain, centre 3, wide false, minimum true, nibbles, byte_scales at 256, two_halves);
+quant!(Q5K, 352, 64, Split, centre 4, wide false, minimum true, fives, byte_scales at 320, two_halves);
+quant!(Q6K, 416, 32, Halves, centre 5, wide false, minimum false, sixes, signed_scales at 384, one_half);
 
 macro_rules! floats {
     ($name:ident, $width:expr, $load:ident) => {

@@ -91,8 +91,7 @@ impl Kernel for Choose<'_> {
         if row.temperature == 0.0 {
             return first_at_least(s, z, max);
         }
-        let divisor = s.splat(row.temperature);
-        map(s, z, |x| s.div(x, divisor));
+        divide(s, z, row.temperature);
         let max = max / row.temperature;
         let bound = if row.min_p > 0.0 { max + row.min_p.ln() } else { f32::NEG_INFINITY };
         let bound = bound.max(filtered(s, z, max, row));
@@ -100,37 +99,35 @@ impl Kernel for Choose<'_> {
     }
 }
 
-/// Calls `f` on every 16 values and stores what it returns; the tail goes through a copy.
+/// Runs a body on every 16 values, with the index of the first; the tail is filled up with -infinity.
+/// A macro, because a closure might not be inlined into the level's instructions.
+macro_rules! each {
+    ($s:expr, $z:expr, |$i:ident, $x:ident| $body:block) => {
+        let (s, z): (_, &[f32]) = ($s, $z);
+        for $i in (0..z.len()).step_by(16) {
+            let $x = if z.len() - $i >= 16 {
+                // SAFETY: 16 values.
+                unsafe { s.load(z.as_ptr().add($i)) }
+            } else {
+                let mut lanes = [f32::NEG_INFINITY; 16];
+                lanes[..z.len() - $i].copy_from_slice(&z[$i..]);
+                // SAFETY: 16 values.
+                unsafe { s.load(lanes.as_ptr()) }
+            };
+            $body
+        }
+    };
+}
+
+/// `z /= divisor`.
 #[inline(always)]
-fn map<S: Isa>(s: S, z: &mut [f32], f: impl Fn(S::F) -> S::F) {
+fn divide<S: Isa>(s: S, z: &mut [f32], divisor: f32) {
     let mut chunks = z.chunks_exact_mut(16);
     for chunk in &mut chunks {
         // SAFETY: 16 values.
-        unsafe { s.store(chunk.as_mut_ptr(), f(s.load(chunk.as_ptr()))) };
+        unsafe { s.store(chunk.as_mut_ptr(), s.div(s.load(chunk.as_ptr()), s.splat(divisor))) };
     }
-    let tail = chunks.into_remainder();
-    let mut lanes = [0f32; 16];
-    lanes[..tail.len()].copy_from_slice(tail);
-    // SAFETY: 16 values.
-    unsafe { s.store(lanes.as_mut_ptr(), f(s.load(lanes.as_ptr()))) };
-    tail.copy_from_slice(&lanes[..tail.len()]);
-}
-
-/// Calls `f(index of the first lane, lanes)` on every 16 values; the tail is filled up with -infinity.
-#[inline(always)]
-fn each<S: Isa>(s: S, z: &[f32], mut f: impl FnMut(usize, S::F)) {
-    let chunks = z.chunks_exact(16);
-    let tail = chunks.remainder();
-    for (i, chunk) in chunks.enumerate() {
-        // SAFETY: 16 values.
-        f(16 * i, unsafe { s.load(chunk.as_ptr()) });
-    }
-    if !tail.is_empty() {
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        lanes[..tail.len()].copy_from_slice(tail);
-        // SAFETY: 16 values.
-        f(z.len() - tail.len(), unsafe { s.load(lanes.as_ptr()) });
-    }
+    chunks.into_remainder().iter_mut().for_each(|v| *v /= divisor);
 }
 
 /// The maximum; NaN if a value is NaN or +infinity.
@@ -138,7 +135,7 @@ fn each<S: Isa>(s: S, z: &[f32], mut f: impl FnMut(usize, S::F)) {
 fn maximum<S: Isa>(s: S, z: &[f32]) -> f32 {
     let mut max = s.splat(f32::NEG_INFINITY);
     let mut below = u16::MAX;
-    each(s, z, |_, x| {
+    each!(s, z, |_i, x| {
         below &= s.greater(s.splat(f32::INFINITY), x);
         max = s.max(x, max);
     });
@@ -147,18 +144,12 @@ fn maximum<S: Isa>(s: S, z: &[f32]) -> f32 {
 
 #[inline(always)]
 fn first_at_least<S: Isa>(s: S, z: &[f32], bound: f32) -> u32 {
-    for start in (0..z.len()).step_by(256) {
-        let mut found = None;
-        each(s, &z[start..z.len().min(start + 256)], |i, x| {
-            let reached = !s.greater(s.splat(bound), x);
-            if reached != 0 && found.is_none() {
-                found = Some((start + i) as u32 + reached.trailing_zeros());
-            }
-        });
-        if let Some(token) = found {
-            return token;
+    each!(s, z, |i, x| {
+        let reached = !s.greater(s.splat(bound), x);
+        if reached != 0 {
+            return i as u32 + reached.trailing_zeros();
         }
-    }
+    });
     ERROR_TOKEN
 }
 
@@ -166,7 +157,7 @@ fn first_at_least<S: Isa>(s: S, z: &[f32], bound: f32) -> u32 {
 #[inline(always)]
 fn gather<S: Isa>(s: S, z: &[f32], bound: f32) -> Vec<f32> {
     let mut kept: Vec<f32> = Vec::new();
-    each(s, z, |i, x| {
+    each!(s, z, |i, x| {
         let mut reached = !s.greater(s.splat(bound), x);
         while reached != 0 {
             let lane = reached.trailing_zeros() as usize;
@@ -231,7 +222,7 @@ fn total_mass<S: Isa>(s: S, z: &[f32], max: f32) -> f64 {
     let mut total = 0f64;
     for part in z.chunks(2048) {
         let mut sum = s.splat(0.0);
-        each(s, part, |_, x| {
+        each!(s, part, |_i, x| {
             let shifted = s.sub(x, s.splat(max));
             let alive = s.greater(shifted, s.splat(-80.0));
             sum = s.add(sum, s.select(alive, exp(s, shifted), s.splat(0.0)));
@@ -245,7 +236,9 @@ fn total_mass<S: Isa>(s: S, z: &[f32], max: f32) -> f64 {
 #[inline(always)]
 fn at_most_kth<S: Isa>(s: S, z: &[f32], k: usize) -> f32 {
     let mut maxima = Vec::with_capacity(z.len() / 16 + 1);
-    each(s, z, |_, x| maxima.push(s.max_lane(x)));
+    each!(s, z, |_i, x| {
+        maxima.push(s.max_lane(x));
+    });
     if k > maxima.len() {
         return f32::NEG_INFINITY;
     }
@@ -262,10 +255,10 @@ fn noisy_maximum<S: Isa>(s: S, z: &[f32], bound: f32, row: &SampleRow) -> u32 {
     let lane = s.or(lane, unsafe { s.load_i(indices.as_ptr()) });
     let (mut best, mut best_at) = (s.splat(f32::NEG_INFINITY), s.splat_i(0));
     let floor = if bound > f32::NEG_INFINITY { bound } else { f32::MIN };
-    each(s, z, |i, x| {
+    each!(s, z, |i, x| {
         let kept = !s.greater(s.splat(floor), x);
         if kept == 0 {
-            return;
+            continue;
         }
         let token = s.add_i(lane, s.splat_i(i as i32));
         let noisy = s.select(kept, s.add(x, gumbel(s, token, row)), s.splat(f32::NEG_INFINITY));
@@ -289,23 +282,24 @@ fn noisy_maximum<S: Isa>(s: S, z: &[f32], bound: f32, row: &SampleRow) -> u32 {
 fn gumbel<S: Isa>(s: S, token: S::I, row: &SampleRow) -> S::F {
     let bits = s.shr::<9>(threefry(s, [row.seed_lo, row.seed_hi], token, row.position | row.choice << 24));
     let u = s.mul(s.add(s.to_f(bits), s.splat(0.5)), s.splat(1.0 / (1u32 << 23) as f32));
-    let minus = |x| s.sub(s.splat(0.0), x);
-    minus(ln(s, minus(ln(s, u))))
+    let zero = s.splat(0.0);
+    let inner = s.sub(zero, ln(s, u));
+    s.sub(zero, ln(s, inner))
 }
 
 /// The first word of [`crate::op::threefry2x32`] for 16 counters.
 #[inline(always)]
 fn threefry<S: Isa>(s: S, key: [u32; 2], low: S::I, high: u32) -> S::I {
     let keys = [key[0], key[1], key[0] ^ key[1] ^ 0x1BD1_1BDA];
-    let splat = |x: u32| s.splat_i(x as i32);
-    let (mut a, mut b) = (s.add_i(low, splat(keys[0])), splat(high.wrapping_add(keys[1])));
+    let mut a = s.add_i(low, s.splat_i(keys[0] as i32));
+    let mut b = s.splat_i(high.wrapping_add(keys[1]) as i32);
     macro_rules! rounds {
         ($i:expr, $($left:literal $right:literal),*) => { $(
             a = s.add_i(a, b);
             b = s.xor(s.or(s.shl::<$left>(b), s.shr::<$right>(b)), a);
         )*
-            a = s.add_i(a, splat(keys[$i % 3]));
-            b = s.add_i(b, splat(keys[($i + 1) % 3].wrapping_add($i as u32)));
+            a = s.add_i(a, s.splat_i(keys[$i % 3] as i32));
+            b = s.add_i(b, s.splat_i(keys[($i + 1) % 3].wrapping_add($i as u32) as i32));
         };
     }
     rounds!(1usize, 13 19, 15 17, 26 6, 6 26);

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use super::activation::RowGroup;
 use super::panel::{GROUP, LANES, Panels};
-use super::simd::{Isa, Kernel, Level};
+use super::simd::{Isa, Kernel, Level, array};
 use crate::format::Format;
 
 /// Panels times a tile: `out[t * stride + panel * 16 + lane]`.
@@ -210,9 +210,9 @@ unsafe fn plane<S: Isa, Q: Quant, const T: usize>(s: S, acc: &mut [S::I; T], q: 
     }
 }
 
-/// `total += scale * x.scale * sum + minimum * x.sum`, each product and sum rounded once.
+/// `total + scale * x.scale * sum`: the product of scales is exact, the rest rounded once.
 #[inline(always)]
-fn finish<S: Isa, Q: Quant>(s: S, sum: S::F, scale: S::F, x: &RowGroup, total: S::F) -> S::F {
+fn finish<S: Isa>(s: S, sum: S::F, scale: S::F, x: &RowGroup, total: S::F) -> S::F {
     s.fma(s.mul(scale, s.splat(x.scale)), sum, total)
 }
 
@@ -233,11 +233,11 @@ unsafe fn chain<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: [
             for (p, acc) in acc.iter_mut().enumerate() {
                 plane::<S, Q, T>(s, acc, q, x, p, 0, 8);
             }
-            std::array::from_fn(|t| s.add_i(s.add_i(s.shl::<16>(acc[0][t]), s.shl::<8>(acc[1][t])), acc[2][t]))
+            array!(acc[0][0], T, t => s.add_i(s.add_i(s.shl::<16>(acc[0][t]), s.shl::<8>(acc[1][t])), acc[2][t]))
         } else {
             let mut acc = [s.splat_i(0); T];
             plane::<S, Q, T>(s, &mut acc, q, x, 0, 0, 8);
-            acc = acc.map(|a| s.shl::<8>(a));
+            acc = array!(acc[0], T, t => s.shl::<8>(acc[t]));
             plane::<S, Q, T>(s, &mut acc, q, x, 1, 0, 8);
             for (t, acc) in acc.iter_mut().enumerate() {
                 *acc = s.add_i(s.shl::<8>(*acc), s.splat_i((*x.add(t)).centre8));
@@ -247,11 +247,26 @@ unsafe fn chain<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: [
         };
         for (t, total) in totals.iter_mut().enumerate() {
             let x = &*x.add(t);
-            *total = finish::<S, Q>(s, s.to_f(sums[t]), scales[0], x, *total);
+            *total = finish(s, s.to_f(sums[t]), scales[0], x, *total);
             if Q::MINIMUM {
                 *total = s.fma(scales[1], s.splat(x.sum), *total);
             }
         }
+    }
+}
+
+/// What centres the quants of vectors `from..to`: the negated sums of digits times `2^CENTRE`.
+#[inline(always)]
+fn centre<S: Isa, Q: Quant>(s: S, halves: &[i32; 2], from: usize, to: usize) -> S::I {
+    let sum = match (from, to) {
+        (0, 4) => s.splat_i(halves[0]),
+        (4, 8) => s.splat_i(halves[1]),
+        _ => s.add_i(s.splat_i(halves[0]), s.splat_i(halves[1])),
+    };
+    match Q::CENTRE {
+        7 => s.shl::<7>(sum),
+        5 => s.shl::<5>(sum),
+        _ => s.shl::<4>(sum),
     }
 }
 
@@ -263,28 +278,15 @@ unsafe fn chain<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: [
 unsafe fn joined<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], x: *const RowGroup, from: usize, to: usize) -> [S::F; T] {
     // SAFETY: the caller's promise.
     unsafe {
-        let centre = |f: fn(&RowGroup) -> &[i32; 2], t: usize| {
-            let halves = f(&*x.add(t));
-            let sum = match (from, to) {
-                (0, 4) => s.splat_i(halves[0]),
-                (4, 8) => s.splat_i(halves[1]),
-                _ => s.add_i(s.splat_i(halves[0]), s.splat_i(halves[1])),
-            };
-            match Q::CENTRE {
-                7 => s.shl::<7>(sum),
-                5 => s.shl::<5>(sum),
-                _ => s.shl::<4>(sum),
-            }
-        };
         let mut high = [s.splat_i(0); T];
         plane::<S, Q, T>(s, &mut high, q, x, 0, from, to);
         for (t, high) in high.iter_mut().enumerate() {
-            *high = s.add_i(s.shl::<8>(*high), centre(|x| &x.negated_high, t));
+            *high = s.add_i(s.shl::<8>(*high), centre::<S, Q>(s, &(*x.add(t)).negated_high, from, to));
         }
         plane::<S, Q, T>(s, &mut high, q, x, 1, from, to);
-        let mut low: [S::I; T] = std::array::from_fn(|t| centre(|x| &x.negated_low, t));
+        let mut low = array!(high[0], T, t => centre::<S, Q>(s, &(*x.add(t)).negated_low, from, to));
         plane::<S, Q, T>(s, &mut low, q, x, 2, from, to);
-        std::array::from_fn(|t| s.fma(s.to_f(high[t]), s.splat(256.0), s.to_f(low[t])))
+        array!(s.splat(0.0), T, t => s.fma(s.to_f(high[t]), s.splat(256.0), s.to_f(low[t])))
     }
 }
 
@@ -299,7 +301,7 @@ unsafe fn split<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: [
         let sums = joined::<S, Q, T>(s, q, x, 0, 8);
         for (t, total) in totals.iter_mut().enumerate() {
             let x = &*x.add(t);
-            *total = finish::<S, Q>(s, sums[t], scales[0], x, *total);
+            *total = finish(s, sums[t], scales[0], x, *total);
             if Q::MINIMUM {
                 *total = s.fma(scales[1], s.splat(x.sum), *total);
             }
@@ -318,7 +320,7 @@ unsafe fn halves<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], scales: 
         unsafe {
             let sums = joined::<S, Q, T>(s, q, x, 4 * half, 4 * half + 4);
             for (t, total) in totals.iter_mut().enumerate() {
-                *total = finish::<S, Q>(s, sums[t], scale, &*x.add(t), *total);
+                *total = finish(s, sums[t], scale, &*x.add(t), *total);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel};
+use super::{Detected, Isa, Kernel};
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +12,10 @@ impl Avx2 {
     /// The proof, if the processor has the instructions.
     #[inline]
     pub fn new() -> Option<Self> {
-        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        has.then_some(Self(()))
+        static DETECTED: Detected = Detected::new();
+        let has =
+            || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        DETECTED.get(has).then_some(Self(()))
     }
 }
 
@@ -111,13 +113,16 @@ unsafe impl Isa for Avx2 {
         max(a: F, b: F) -> F = both!(_mm256_max_ps, a, b);
         min(a: F, b: F) -> F = both!(_mm256_min_ps, a, b);
         greater(a: F, b: F) -> u16 = {
-            let mask = |i: usize| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[i], b[i])) as u16;
-            mask(0) | mask(1) << 8
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0])) as u16;
+            let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1])) as u16;
+            low | high << 8
         };
         select(mask: u16, a: F, b: F) -> F = {
             let bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-            let chosen = |m: u16| _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(m.into()), bit), bit));
-            [_mm256_blendv_ps(b[0], a[0], chosen(mask & 0xff)), _mm256_blendv_ps(b[1], a[1], chosen(mask >> 8))]
+            let bits = [_mm256_set1_epi32((mask & 0xff).into()), _mm256_set1_epi32((mask >> 8).into())];
+            let low = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(bits[0], bit), bit));
+            let high = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(bits[1], bit), bit));
+            [_mm256_blendv_ps(b[0], a[0], low), _mm256_blendv_ps(b[1], a[1], high)]
         };
         sum(x: F) -> f32 = {
             let half = _mm256_add_ps(x[0], x[1]);
@@ -132,13 +137,17 @@ unsafe impl Isa for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
         };
         sums(x: &[F; 16]) -> F = {
-            let eight = |a: F| _mm256_add_ps(a[0], a[1]);
-            let four = |a, b| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
-            let two = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b));
-            let one = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xDD>(a, b));
-            let column = |p: usize| four(eight(x[p]), eight(x[p + 4]));
-            let half = |p: usize| one(two(column(p), column(p + 1)), two(column(p + 2), column(p + 3)));
-            [half(0), half(8)]
+            macro_rules! fold {
+                ($shuffle:ident, $low:literal, $high:literal, $a:expr, $b:expr) => {{
+                    let (a, b) = ($a, $b);
+                    _mm256_add_ps($shuffle::<$low>(a, b), $shuffle::<$high>(a, b))
+                }};
+            }
+            macro_rules! eight { ($p:expr) => { _mm256_add_ps(x[$p][0], x[$p][1]) } }
+            macro_rules! four { ($p:expr) => { fold!(_mm256_permute2f128_ps, 0x20, 0x31, eight!($p), eight!($p + 4)) } }
+            macro_rules! two { ($p:expr) => { fold!(_mm256_shuffle_ps, 0x44, 0xEE, four!($p), four!($p + 1)) } }
+            macro_rules! half { ($p:expr) => { fold!(_mm256_shuffle_ps, 0x88, 0xDD, two!($p), two!($p + 2)) } }
+            [half!(0), half!(8)]
         };
         splat_i(x: i32) -> I = [_mm256_set1_epi32(x); 2];
         and(a: I, b: I) -> I = both!(_mm256_and_si256, a, b);
@@ -186,16 +195,18 @@ unsafe impl Isa for Avx2 {
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let low = _mm256_set1_epi8(15);
-            let quads = |w, a| _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones);
-            let part = |acc, w, a| {
-                if !WIDE {
-                    return _mm256_add_epi32(acc, quads(w, a));
+            let mut out = acc;
+            for i in 0..2 {
+                if WIDE {
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(w[i]), low);
+                    let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, a[i]), ones);
+                    let low = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(w[i], low), a[i]), ones);
+                    out[i] = _mm256_add_epi32(acc[i], _mm256_add_epi32(_mm256_slli_epi32::<4>(high), low));
+                } else {
+                    out[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(_mm256_maddubs_epi16(w[i], a[i]), ones));
                 }
-                let high = quads(_mm256_and_si256(_mm256_srli_epi16::<4>(w), low), a);
-                let sum = _mm256_add_epi32(_mm256_slli_epi32::<4>(high), quads(_mm256_and_si256(w, low), a));
-                _mm256_add_epi32(acc, sum)
-            };
-            [part(acc[0], w[0], a[0]), part(acc[1], w[1], a[1])]
+            }
+            out
         }
     }
 }

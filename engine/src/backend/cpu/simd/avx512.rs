@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, Kernel};
+use super::{Detected, Isa, Kernel};
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -12,13 +12,17 @@ impl Avx512 {
     /// The proof, if the processor has the instructions.
     #[inline]
     pub fn new() -> Option<Self> {
-        let has = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni")
-            && is_x86_feature_detected!("fma");
-        has.then_some(Self(()))
+        static DETECTED: Detected = Detected::new();
+        let has = || {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+        };
+        DETECTED.get(has).then_some(Self(()))
     }
 }
 
@@ -113,12 +117,16 @@ unsafe impl Isa for Avx512 {
         sums(x: &[__m512; 16]) -> __m512 = {
             // Each stage adds the upper part of a vector to its lower part and packs two vectors into one;
             // the pairing makes lane 4q + p come out as vector 4q + p.
-            let eight = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
-            let four = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
-            let two = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b));
-            let one = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b));
-            let column = |p: usize| four(eight(x[p], x[p + 4]), eight(x[p + 8], x[p + 12]));
-            one(two(column(0), column(1)), two(column(2), column(3)))
+            macro_rules! fold {
+                ($shuffle:ident, $low:literal, $high:literal, $a:expr, $b:expr) => {{
+                    let (a, b) = ($a, $b);
+                    _mm512_add_ps($shuffle::<$low>(a, b), $shuffle::<$high>(a, b))
+                }};
+            }
+            macro_rules! eight { ($p:expr) => { fold!(_mm512_shuffle_f32x4, 0x44, 0xEE, x[$p], x[$p + 4]) } }
+            macro_rules! four { ($p:expr) => { fold!(_mm512_shuffle_f32x4, 0x88, 0xDD, eight!($p), eight!($p + 8)) } }
+            macro_rules! two { ($p:expr) => { fold!(_mm512_shuffle_ps, 0x44, 0xEE, four!($p), four!($p + 1)) } }
+            fold!(_mm512_shuffle_ps, 0x88, 0xDD, two!(0), two!(2))
         };
     }
     #[inline(always)]

@@ -7,6 +7,21 @@
 //! A value of an [`Isa`] type is a proof that the processor has the instructions: it can only be had
 //! from [`Level::detect`]-checked constructors, so the operations themselves are safe to call.
 
+/// An array from an expression of its index. Not `array::from_fn`: a closure is compiled without the
+/// level's instructions wherever the compiler does not inline it, and then every lane operation in it
+/// is a call. So kernels hold no closures over vectors.
+macro_rules! array {
+    ($first:expr, $len:expr, $i:ident => $element:expr) => {{
+        let mut out = [$first; $len];
+        #[allow(clippy::needless_range_loop)] // the index is what the expression is about
+        for $i in 0..$len {
+            out[$i] = $element;
+        }
+        out
+    }};
+}
+pub(super) use array;
+
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -86,6 +101,41 @@ impl Level {
             Level::Neon => kernel.run(neon::Neon),
             #[allow(unreachable_patterns)] // which levels exist depends on the target
             _ => panic!("{} does not exist on this machine", self.name()),
+        }
+    }
+}
+
+/// Asks for the cache line at `p`, into the second level; any address will do.
+#[inline(always)]
+pub fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that never faults, of an instruction that every x86-64 has.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// The answer of a feature test, kept: every kernel call asks it.
+#[cfg(target_arch = "x86_64")]
+struct Detected(std::sync::atomic::AtomicU8);
+
+#[cfg(target_arch = "x86_64")]
+impl Detected {
+    const fn new() -> Self {
+        Self(std::sync::atomic::AtomicU8::new(0))
+    }
+    #[inline(always)]
+    fn get(&self, test: impl Fn() -> bool) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        match self.0.load(Relaxed) {
+            0 => {
+                let has = test();
+                self.0.store(1 + u8::from(has), Relaxed);
+                has
+            }
+            known => known == 2,
         }
     }
 }
