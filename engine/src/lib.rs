@@ -7,9 +7,15 @@ pub mod backend;
 pub mod checkpoint;
 pub mod error;
 pub mod format;
+pub mod kv;
 pub mod model;
 pub mod op;
 pub mod program;
+pub mod reason;
+pub mod request;
+pub mod schedule;
+pub mod spec;
+pub mod step;
 pub mod text;
 
 pub use error::{DeviceFault, Error, Result};

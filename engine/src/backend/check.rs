@@ -37,12 +37,7 @@ pub fn run<B: Backend>(backend: &mut B, problem: &Problem) -> Result<Vec<Vec<u8>
 
 /// Buffers for the slots of `program`. Weights and caches are shared between the programs of a problem;
 /// inputs of a later program are its own.
-fn bind<B: Backend>(
-    backend: &mut B,
-    problem: &Problem,
-    program: &Program,
-    bound: &mut Bound<B::Buffer>,
-) -> Result<()> {
+fn bind<B: Backend>(backend: &mut B, problem: &Problem, program: &Program, bound: &mut Bound<B::Buffer>) -> Result<()> {
     for decl in &program.slots {
         let buffer = match decl.role {
             Role::Scratch => continue,
@@ -110,10 +105,8 @@ fn differences(problem: &Problem, want: &[Vec<u8>], got: &[Vec<u8>], rows: usize
 pub fn rows_are_independent<B: Backend>(backend: &mut B) -> Result<usize> {
     let mut failures = Vec::new();
     let mut count = 0;
-    let widest: Vec<(Problem, Vec<Vec<u8>>)> = problems(64, 40)
-        .into_iter()
-        .map(|p| run(backend, &p).map(|out| (p, out)))
-        .collect::<Result<_>>()?;
+    let widest: Vec<(Problem, Vec<Vec<u8>>)> =
+        problems(64, 40).into_iter().map(|p| run(backend, &p).map(|out| (p, out))).collect::<Result<_>>()?;
     for (rows, live) in [(1, 1), (2, 2), (4, 3), (8, 5), (16, 16), (64, 1), (64, 33)] {
         for (problem, (_, wide)) in problems(rows, live).iter().zip(&widest) {
             if problem.name == "gather rows" {
@@ -123,7 +116,8 @@ pub fn rows_are_independent<B: Backend>(backend: &mut B) -> Result<usize> {
             let got = run(backend, problem)?;
             for ((expected, got), wide) in problem.outputs.iter().zip(&got).zip(wide) {
                 if got[..] != wide[..got.len()] {
-                    failures.push(format!("{}: {}: {live} of {rows} rows against 40 of 64", problem.name, expected.slot));
+                    failures
+                        .push(format!("{}: {}: {live} of {rows} rows against 40 of 64", problem.name, expected.slot));
                 }
             }
         }

@@ -16,7 +16,13 @@ impl Format {
     /// # Panics
     /// If `out.len()` is no multiple of [`Format::block_len`], or `bytes` is not exactly its encoding's length.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        assert_eq!(self.bytes_for(out.len()), Some(bytes.len()), "{self}: {} bytes for {} elements", bytes.len(), out.len());
+        assert_eq!(
+            self.bytes_for(out.len()),
+            Some(bytes.len()),
+            "{self}: {} bytes for {} elements",
+            bytes.len(),
+            out.len()
+        );
         let decode_block: fn(&[u8], &mut [f32]) = match self {
             Format::F32 => |b, y| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
             Format::F16 => |b, y| y[0] = half_at(b, 0),

@@ -100,7 +100,9 @@ fn k_affine(x: &[f32], bits: u32, out: &mut Vec<u8>) {
     let max_of = |f: fn(&(f32, f32)) -> f32| groups.iter().map(f).fold(0.0, f32::max);
     let d = put_half(max_of(|g| g.0) / 63.0, out);
     let dmin = put_half(max_of(|g| g.1) / 63.0, out);
-    let packed = pack_k4(&groups.iter().map(|g| (level(g.0, d, 0, 63) as u8, level(g.1, dmin, 0, 63) as u8)).collect::<Vec<_>>());
+    let packed = pack_k4(
+        &groups.iter().map(|g| (level(g.0, d, 0, 63) as u8, level(g.1, dmin, 0, 63) as u8)).collect::<Vec<_>>(),
+    );
     out.extend(packed);
     let q: Vec<u8> = (0..256)
         .map(|i| {

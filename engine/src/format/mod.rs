@@ -84,7 +84,7 @@ impl Format {
     }
     /// Bytes of `len` elements, or `None` if `len` is no multiple of the block or the product overflows.
     pub fn bytes_for(self, len: usize) -> Option<usize> {
-        if len % self.block_len() != 0 {
+        if !len.is_multiple_of(self.block_len()) {
             return None;
         }
         (len / self.block_len()).checked_mul(self.block_bytes())

@@ -111,7 +111,7 @@ pub struct LocalAttention {
 impl ModelConfig {
     /// Whether layer `layer` sees only a window.
     pub fn is_local(&self, layer: usize) -> bool {
-        self.local.as_ref().is_some_and(|l| (layer + 1) % l.pattern != 0)
+        self.local.as_ref().is_some_and(|l| !(layer + 1).is_multiple_of(l.pattern))
     }
     /// KV-cache bytes of one token over all layers.
     pub fn kv_bytes_per_token(&self, format: crate::format::KvFormat) -> usize {

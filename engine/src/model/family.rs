@@ -50,8 +50,22 @@ const LLAMA: Family = Family {
 /// The table.
 pub static FAMILIES: &[Family] = &[
     LLAMA,
-    Family { name: "qwen2", hf: &["Qwen2ForCausalLM"], gguf: "qwen2", qkv_bias: true, gguf_interleaved_rope: false, ..LLAMA },
-    Family { name: "qwen3", hf: &["Qwen3ForCausalLM"], gguf: "qwen3", qk_norm: true, gguf_interleaved_rope: false, ..LLAMA },
+    Family {
+        name: "qwen2",
+        hf: &["Qwen2ForCausalLM"],
+        gguf: "qwen2",
+        qkv_bias: true,
+        gguf_interleaved_rope: false,
+        ..LLAMA
+    },
+    Family {
+        name: "qwen3",
+        hf: &["Qwen3ForCausalLM"],
+        gguf: "qwen3",
+        qk_norm: true,
+        gguf_interleaved_rope: false,
+        ..LLAMA
+    },
     Family {
         name: "gemma3",
         hf: &["Gemma3ForCausalLM"],

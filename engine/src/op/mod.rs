@@ -74,6 +74,18 @@ macro_rules! ops {
 }
 
 ops!(
-    Embed, AddRmsNorm, RmsNorm, QkvRopeStore, Attention, Linear, GatedMlp, GatherRows, Sample, CopyBlocks, // recorded
-    Add, ApplyRope, KvStore, GatedAct // lowered
+    Embed,
+    AddRmsNorm,
+    RmsNorm,
+    QkvRopeStore,
+    Attention,
+    Linear,
+    GatedMlp,
+    GatherRows,
+    Sample,
+    CopyBlocks, // recorded
+    Add,
+    ApplyRope,
+    KvStore,
+    GatedAct // lowered
 );

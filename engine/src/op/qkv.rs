@@ -72,10 +72,10 @@ impl QkvRopeStore {
         self.parts().iter().for_each(|op| op.reference(env));
     }
     pub(super) fn cost(&self, program: &Program, step: &StepShape) -> Cost {
-        self.parts().iter().map(|op| op.cost(program, step)).fold(Cost::default(), |a, b| Cost {
-            bytes: a.bytes + b.bytes,
-            flops: a.flops + b.flops,
-        })
+        self.parts()
+            .iter()
+            .map(|op| op.cost(program, step))
+            .fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops })
     }
     pub(super) fn reads(&self) -> Vec<Slot> {
         let mut reads = vec![self.x, self.wq, self.wk, self.wv, self.rope, self.slot_mapping];

@@ -6,8 +6,8 @@ use super::memory::{Memory, Ptr};
 use super::pool::Pool;
 use crate::error::{DeviceFault, Error, Result};
 
-/// Bytes that each turn reads: more than any cache.
-const BYTES: usize = 256 << 20;
+/// Bytes that each turn reads: more than most caches, and no more memory than a small model takes.
+const BYTES: usize = 128 << 20;
 /// Turns; the best counts, the others were disturbed.
 const TURNS: usize = 7;
 

@@ -1,0 +1,109 @@
+//! The OS thread that owns a model and its backend. GPU objects never leave it; batches come over a
+//! bounded channel; a panic there ends the thread and nothing else.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use ponder_engine::backend::Backend;
+use ponder_engine::model::batch::{Batch, BatchOutput};
+use ponder_engine::model::runner::ModelRunner;
+use ponder_engine::{DeviceFault, Error, Result};
+use tokio::sync::oneshot;
+
+/// What a device thread does: the backend's type ends here.
+pub trait BatchRunner {
+    /// Runs a batch and waits for it.
+    fn run(&mut self, batch: &Batch) -> Result<BatchOutput>;
+    /// Time that the last batch spent on the device.
+    fn device_time(&self) -> Duration;
+}
+
+impl<B: Backend> BatchRunner for ModelRunner<B> {
+    fn run(&mut self, batch: &Batch) -> Result<BatchOutput> {
+        ModelRunner::run(self, batch)
+    }
+    fn device_time(&self) -> Duration {
+        self.last_device_time
+    }
+}
+
+/// Makes the model on its thread, as often as the thread has to be replaced.
+pub type Loader = Arc<dyn Fn() -> Result<Box<dyn BatchRunner>> + Send + Sync>;
+
+/// A batch's result with its device time.
+pub type Ran = Result<(BatchOutput, Duration), DeviceFault>;
+
+struct Work {
+    batch: Batch,
+    answer: oneshot::Sender<Ran>,
+}
+
+/// The sending end. Dropping it ends the thread after its present batch.
+pub struct DeviceThread {
+    work: Sender<Work>,
+}
+
+impl DeviceThread {
+    /// Starts a thread named `name` and waits until its model is loaded.
+    pub fn start(name: &str, loader: Loader) -> Result<Self> {
+        let (work, inbox) = bounded::<Work>(1);
+        let (loaded, is_loaded) = bounded(1);
+        let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
+            match catch_unwind(AssertUnwindSafe(|| loader())) {
+                Ok(Ok(model)) => {
+                    let _ = loaded.send(Ok(()));
+                    serve(model, &inbox);
+                }
+                Ok(Err(error)) => drop(loaded.send(Err(error))),
+                Err(panic) => drop(loaded.send(Err(lost(&*panic)))),
+            }
+        });
+        spawned.map_err(|e| Error::invalid("device thread", e.to_string()))?;
+        is_loaded.recv().map_err(|_| Error::invalid("device thread", "ended while loading"))??;
+        Ok(Self { work })
+    }
+
+    /// Hands a batch over. The receiver fails when the thread ends without an answer.
+    pub fn run(&self, batch: Batch) -> oneshot::Receiver<Ran> {
+        let (answer, result) = oneshot::channel();
+        if let Err(refused) = self.work.try_send(Work { batch, answer }) {
+            let fault = DeviceFault::Lost("the device thread has ended or is still busy".into());
+            let _ = refused.into_inner().answer.send(Err(fault));
+        }
+        result
+    }
+}
+
+fn serve(mut model: Box<dyn BatchRunner>, inbox: &Receiver<Work>) {
+    while let Ok(Work { batch, answer }) = inbox.recv() {
+        let result = catch_unwind(AssertUnwindSafe(|| model.run(&batch)));
+        let (result, fatal) = match result {
+            Ok(Ok(output)) => (Ok((output, model.device_time())), false),
+            Ok(Err(Error::Device { what, .. })) => {
+                let fatal = !matches!(what, DeviceFault::Unsupported(_));
+                (Err(what), fatal)
+            }
+            Ok(Err(other)) => (Err(DeviceFault::Rejected(other.to_string())), false),
+            Err(panic) => (Err(DeviceFault::Lost(message(&*panic))), true),
+        };
+        let _ = answer.send(result);
+        if fatal {
+            // After a panic or a lost device nothing in here can be trusted, its destructors included.
+            std::mem::forget(model);
+            return;
+        }
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panic: {}", text.as_deref().unwrap_or("(no message)"))
+}
+
+fn lost(panic: &(dyn Any + Send)) -> Error {
+    Error::Device { device: "device thread".into(), what: DeviceFault::Lost(message(panic)) }
+}

@@ -1,0 +1,221 @@
+//! The actors that hold state: thin shells around plain structs of the engine.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use ponder_engine::DeviceFault;
+use ponder_engine::kv::BlockPool;
+use ponder_engine::request::SeqId;
+use ponder_engine::schedule::{Event, Scheduler};
+use ponder_engine::spec::{Drafters, batch_of, chosen_of};
+use ponder_engine::step::{Drafted, Reserved, Settled, StepPlan, Verified};
+
+use crate::device::{DeviceThread, Loader};
+use crate::message::*;
+use crate::port::Sent;
+use crate::trace::{LifePhase, Tracer};
+
+/// Answers a message with a plain function; the span is its whole run.
+macro_rules! answers {
+    ($actor:ident, $name:literal, $($message:ident => $result:ty: $method:ident),* $(,)?) => { $(
+        impl Handler<Sent<$message>> for $actor {
+            type Result = MessageResult<Sent<$message>>;
+            fn handle(&mut self, sent: Sent<$message>, _: &mut Context<Self>) -> Self::Result {
+                let (message, _span) = sent.open($name, &self.tracer);
+                let result: $result = self.$method(message);
+                MessageResult(result)
+            }
+        }
+    )* };
+}
+
+/// Holds the requests in flight.
+pub struct SchedulerActor {
+    /// The state machine.
+    pub scheduler: Scheduler,
+    /// Phase of each answer, for its trace.
+    pub phases: HashMap<SeqId, LifePhase>,
+    /// Where spans go.
+    pub tracer: Arc<Tracer>,
+}
+
+impl Actor for SchedulerActor {
+    type Context = Context<Self>;
+}
+
+answers!(SchedulerActor, "scheduler",
+    PlanStep => Option<StepPlan>: plan_step,
+    ApplyStep => Vec<Event>: apply_step,
+    Submit => ponder_engine::Result<()>: submit,
+    Cancel => (): cancel,
+    Replay => Vec<SeqId>: replay,
+    FailAll => Vec<Event>: fail_all,
+);
+
+impl SchedulerActor {
+    fn enter(&mut self, seq: SeqId, phase: LifePhase) {
+        if self.phases.insert(seq, phase) != Some(phase) {
+            self.tracer.phase(seq, phase);
+        }
+        if phase == LifePhase::Done {
+            self.phases.remove(&seq);
+        }
+    }
+    fn plan_step(&mut self, message: PlanStep) -> Option<StepPlan> {
+        let plan = self.scheduler.plan(message.now, message.only)?;
+        self.tracer.step_members(plan.id.0, plan.seqs.iter().map(|s| s.seq));
+        for seq in &plan.seqs {
+            let decoding = seq.start > 0 && seq.tokens.len() == 1 && seq.sample.is_some();
+            self.enter(seq.seq, if decoding { LifePhase::Decode } else { LifePhase::Prefill });
+        }
+        Some(plan)
+    }
+    fn apply_step(&mut self, message: ApplyStep) -> Vec<Event> {
+        let events = self.scheduler.apply(&message.settled);
+        self.tracer.step_done(message.settled.device_time);
+        for seq in &message.settled.preempted {
+            self.enter(*seq, LifePhase::Queued);
+        }
+        for event in &events {
+            if event.finish.is_some() {
+                self.enter(event.seq, LifePhase::Done);
+            }
+        }
+        events
+    }
+    fn submit(&mut self, message: Submit) -> ponder_engine::Result<()> {
+        let mut stop_text = message.stop_text.into_iter();
+        self.scheduler.submit(message.now, &message.request, || stop_text.next())?;
+        for choice in 0..message.request.params.n {
+            self.enter(SeqId { request: message.request.id, choice }, LifePhase::Queued);
+        }
+        Ok(())
+    }
+    fn cancel(&mut self, message: Cancel) {
+        self.scheduler.cancel(message.request);
+    }
+    fn replay(&mut self, message: Replay) -> Vec<SeqId> {
+        self.scheduler.replay();
+        if let Some((seq, reason)) = message.culprit {
+            self.scheduler.fail(seq, &reason);
+        }
+        self.scheduler.running().to_vec()
+    }
+    fn fail_all(&mut self, message: FailAll) -> Vec<Event> {
+        self.scheduler.fail_all(&message.reason)
+    }
+}
+
+/// Owns the block pool.
+pub struct KvAllocator {
+    /// The pool.
+    pub pool: BlockPool,
+    /// Where spans go.
+    pub tracer: Arc<Tracer>,
+}
+
+impl Actor for KvAllocator {
+    type Context = Context<Self>;
+}
+
+answers!(KvAllocator, "kv",
+    Reserve => Reserved: reserve,
+    Settle => Settled: settle,
+    Clear => (): clear,
+);
+
+impl KvAllocator {
+    fn reserve(&mut self, message: Reserve) -> Reserved {
+        self.pool.reserve(message.plan)
+    }
+    fn settle(&mut self, message: Settle) -> Settled {
+        self.pool.settle(message.verified)
+    }
+    fn clear(&mut self, _: Clear) {
+        self.pool.clear();
+    }
+}
+
+/// Proposes tokens; without a drafter it answers with none.
+pub struct DraftModel {
+    /// The drafters of all sequences.
+    pub drafters: Drafters,
+    /// Where spans go.
+    pub tracer: Arc<Tracer>,
+}
+
+impl Actor for DraftModel {
+    type Context = Context<Self>;
+}
+
+answers!(DraftModel, "draft", Propose => Drafted: propose);
+
+impl DraftModel {
+    fn propose(&mut self, message: Propose) -> Drafted {
+        self.drafters.propose(message.reserved)
+    }
+}
+
+/// The mailbox of the target model: always responsive, while its device thread works.
+pub struct TargetModel {
+    device: Option<DeviceThread>,
+    loader: Loader,
+    step_timeout: Duration,
+    tracer: Arc<Tracer>,
+}
+
+impl TargetModel {
+    /// A shell around a running device thread.
+    pub fn new(device: DeviceThread, loader: Loader, step_timeout: Duration, tracer: Arc<Tracer>) -> Self {
+        Self { device: Some(device), loader, step_timeout, tracer }
+    }
+}
+
+impl Actor for TargetModel {
+    type Context = Context<Self>;
+}
+
+impl Handler<Sent<Verify>> for TargetModel {
+    type Result = ResponseFuture<Result<Verified, StepFault>>;
+    fn handle(&mut self, sent: Sent<Verify>, _: &mut Context<Self>) -> Self::Result {
+        let (Verify { drafted }, span) = sent.open("target", &self.tracer);
+        let batch = batch_of(&drafted);
+        let step = drafted.reserved.plan.id.0;
+        if batch.rows.is_empty() {
+            // A step that only frees blocks needs no device.
+            let verified = Verified { drafted, chosen: Vec::new(), device_time: Duration::ZERO };
+            return Box::pin(std::future::ready(Ok(verified)));
+        }
+        let result = self.device.as_ref().map(|device| device.run(batch));
+        let timeout = self.step_timeout;
+        Box::pin(async move {
+            let _span = span;
+            let fault = |fault| StepFault { step, fault };
+            let result = result.ok_or_else(|| fault(DeviceFault::Lost("no device thread".into())))?;
+            let answered = actix_rt::time::timeout(timeout, result);
+            let answered = answered.await.map_err(|_| fault(DeviceFault::Timeout(timeout.as_millis() as u64)))?;
+            let answered = answered.map_err(|_| fault(DeviceFault::Lost("the device thread ended".into())))?;
+            let (output, device_time) = answered.map_err(fault)?;
+            let chosen = chosen_of(&drafted, &output);
+            Ok(Verified { drafted, chosen, device_time })
+        })
+    }
+}
+
+impl Handler<Sent<Restart>> for TargetModel {
+    type Result = MessageResult<Sent<Restart>>;
+    fn handle(&mut self, sent: Sent<Restart>, _: &mut Context<Self>) -> Self::Result {
+        let (_, _span) = sent.open("target", &self.tracer);
+        // The old thread may hang for ever; it holds its own end of the channel and is left behind.
+        self.device = None;
+        MessageResult(match DeviceThread::start("target", self.loader.clone()) {
+            Ok(device) => {
+                self.device = Some(device);
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        })
+    }
+}

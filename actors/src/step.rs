@@ -1,0 +1,79 @@
+//! One step, one screen: the order of all work.
+
+use std::time::{Duration, Instant};
+
+use ponder_engine::request::SeqId;
+use ponder_engine::schedule::Event;
+
+use crate::message::{ApplyStep, PlanStep, Propose, Reserve, Settle, StepFault, Verify};
+use crate::port::{Port, PortClosed};
+use crate::shells::{DraftModel, KvAllocator, SchedulerActor, TargetModel};
+
+/// The four actors that hold state.
+#[derive(Clone)]
+pub struct Star {
+    /// Who runs.
+    pub scheduler: Port<SchedulerActor>,
+    /// Where it lives.
+    pub kv: Port<KvAllocator>,
+    /// What we guess.
+    pub draft: Port<DraftModel>,
+    /// What is true.
+    pub target: Port<TargetModel>,
+}
+
+/// What a step did.
+pub struct Stepped {
+    /// What clients are told.
+    pub events: Vec<Event>,
+    /// Who took part.
+    pub seqs: Vec<SeqId>,
+}
+
+/// Why a step did not happen.
+pub enum StepError {
+    /// The device failed; the sequences of the step are suspects.
+    Fault(StepFault, Vec<SeqId>),
+    /// The system is shutting down.
+    Closed(PortClosed),
+}
+
+impl From<PortClosed> for StepError {
+    fn from(closed: PortClosed) -> Self {
+        StepError::Closed(closed)
+    }
+}
+
+/// Runs one step; `None` when there is nothing to do.
+pub async fn step(star: &Star, now: Duration, only: Option<SeqId>) -> Result<Option<Stepped>, StepError> {
+    let start = Instant::now();
+    let Some(plan) = star.scheduler.call(PlanStep { now, only }).await? else { return Ok(None) };
+    let reserved = star.kv.call(Reserve { plan }).await?;
+    let seqs: Vec<SeqId> = reserved.plan.seqs.iter().map(|s| s.seq).collect();
+    let rows: usize = reserved.plan.seqs.iter().map(|s| s.tokens.len()).sum();
+    let drafted = star.draft.call(Propose { reserved }).await?;
+    let verified = star.target.call(Verify { drafted }).await?;
+    let verified = verified.map_err(|fault| StepError::Fault(fault, seqs.clone()))?;
+    let settled = star.kv.call(Settle { verified }).await?;
+    log_line(&settled, rows, start.elapsed());
+    let events = star.scheduler.call(ApplyStep { settled, now }).await?;
+    Ok(Some(Stepped { events, seqs }))
+}
+
+/// One fixed-column line per step: what an operator greps.
+fn log_line(settled: &ponder_engine::step::Settled, rows: usize, took: Duration) {
+    let chosen: usize = settled.seqs.iter().filter_map(|s| s.chosen.as_ref().ok()).map(Vec::len).sum();
+    let host = took.saturating_sub(settled.device_time);
+    tracing::info!(
+        target: "ponder::step",
+        "step {:>8} seqs {:>4} rows {:>5} chosen {:>4} preempted {:>2} free {:>6} device {:>8} us host {:>6} us",
+        settled.id.0,
+        settled.seqs.len(),
+        rows,
+        chosen,
+        settled.preempted.len(),
+        settled.free_blocks,
+        settled.device_time.as_micros(),
+        host.as_micros(),
+    );
+}

@@ -1,0 +1,302 @@
+//! Starts the actors, runs the loop around the step, and hands out the way in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use actix::prelude::*;
+use ponder_engine::kv::BlockPool;
+use ponder_engine::reason::Thinking;
+use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
+use ponder_engine::schedule::{Event, Scheduler, SchedulerOptions, StopText};
+use ponder_engine::spec::{DrafterKind, Drafters};
+use ponder_engine::text::Tokenizer;
+use ponder_engine::{Error, Result};
+use tokio::sync::{Notify, mpsc};
+
+use crate::device::{DeviceThread, Loader};
+use crate::message::*;
+use crate::port::{Port, PortClosed};
+use crate::shells::{DraftModel, KvAllocator, SchedulerActor, TargetModel};
+use crate::step::{Star, StepError, Stepped, step};
+use crate::streamer::{Streamer, TokenStop, Update};
+use crate::supervisor::{Supervision, Supervisor, Verdict};
+use crate::trace::Tracer;
+
+/// Everything that a system is started with.
+pub struct SystemOptions {
+    /// Limits of steps and sequences.
+    pub scheduler: SchedulerOptions,
+    /// Makes the target model on its thread.
+    pub target: Loader,
+    /// For streaming and stop strings.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Who guesses.
+    pub drafter: DrafterKind,
+    /// A step that takes longer is given up and its device replaced.
+    pub step_timeout: Duration,
+}
+
+/// What a caller submits.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Prompt tokens.
+    pub prompt: Vec<u32>,
+    /// How to go on.
+    pub params: SamplingParams,
+    /// The model's end tokens.
+    pub eos: Vec<u32>,
+    /// How it thinks; `None`: all it says is the answer.
+    pub thinking: Option<Arc<Thinking>>,
+}
+
+/// The way in; clone it freely. The system ends when the last [`System`] is dropped.
+#[derive(Clone)]
+pub struct Handle {
+    star: Star,
+    streamer: Port<Streamer>,
+    tokenizer: Arc<Tokenizer>,
+    tracer: Arc<Tracer>,
+    wake: Arc<Notify>,
+    next_request: Arc<AtomicU64>,
+}
+
+/// A request in flight: updates come out, dropping it cancels.
+pub struct Generation {
+    /// Its id.
+    pub id: RequestId,
+    updates: mpsc::UnboundedReceiver<Update>,
+    wake: Arc<Notify>,
+}
+
+impl Generation {
+    /// The next update; `None` after every answer has ended.
+    pub async fn next(&mut self) -> Option<Update> {
+        self.updates.recv().await
+    }
+    /// The same, for threads without an async runtime.
+    pub fn next_blocking(&mut self) -> Option<Update> {
+        self.updates.blocking_recv()
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.updates.close();
+        self.wake.notify_one();
+    }
+}
+
+impl Handle {
+    /// Takes a request or says why not.
+    pub async fn submit(&self, submission: Submission) -> Result<Generation> {
+        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        let Submission { prompt, params, eos, thinking } = submission;
+        let (sink, updates) = mpsc::unbounded_channel();
+        let (choices, stop) = (params.n, params.stop.clone());
+        let stop_text = if stop.is_empty() { 0 } else { choices };
+        let stop_text = (0..stop_text)
+            .map(|_| Box::new(TokenStop::new(&self.tokenizer, stop.clone())) as Box<dyn StopText>)
+            .collect();
+        let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
+        // The streamer first: no token may come before its listener.
+        self.streamer.call(Listen { request: id, choices, stop, sink }).await.map_err(closed)?;
+        let request = Request { id, prompt, params, eos, thinking };
+        let submit = Submit { request, stop_text, now: self.tracer.now() };
+        if let Err(refused) = self.star.scheduler.call(submit).await.map_err(closed)? {
+            self.streamer.call(Forget { request: id }).await.map_err(closed)?;
+            return Err(refused);
+        }
+        self.wake.notify_one();
+        Ok(Generation { id, updates, wake: self.wake.clone() })
+    }
+
+    /// The same, for threads without an async runtime.
+    pub fn submit_blocking(&self, submission: Submission) -> Result<Generation> {
+        futures::executor::block_on(self.submit(submission))
+    }
+
+    /// The recorder of spans.
+    pub fn tracer(&self) -> &Arc<Tracer> {
+        &self.tracer
+    }
+}
+
+/// The running actors. Dropping it stops them and waits for their thread.
+pub struct System {
+    handle: Handle,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl System {
+    /// Loads the model on its device thread and starts the actors on another.
+    pub fn start(options: SystemOptions) -> Result<Self> {
+        let device = DeviceThread::start("target", options.target.clone())?;
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let body = move || {
+            actix::System::new().block_on(async move {
+                let handle = start_actors(options, device);
+                let sent = ready.send(handle.clone());
+                if sent.is_ok() {
+                    let run = Loop { star: handle.star.clone(), streamer: handle.streamer.clone(), handle };
+                    let supervisor = run.supervisor();
+                    futures::future::select(Box::pin(run.run(supervisor)), stopped).await;
+                }
+                actix::System::current().stop();
+            });
+        };
+        let thread = std::thread::Builder::new().name("actors".into()).spawn(body);
+        let thread = thread.map_err(|e| Error::invalid("actor thread", e.to_string()))?;
+        let handle = is_ready.recv().map_err(|_| Error::invalid("actor thread", "ended at its start"))?;
+        Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The way in.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic over there was reported by its own hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn start_actors(options: SystemOptions, device: DeviceThread) -> Handle {
+    let tracer = Arc::new(Tracer::default());
+    let (blocks, block_size) = (options.scheduler.blocks, options.scheduler.block_size);
+    let shell = SchedulerActor {
+        scheduler: Scheduler::new(options.scheduler),
+        phases: Default::default(),
+        tracer: tracer.clone(),
+    };
+    let allocator = KvAllocator { pool: BlockPool::new(blocks, block_size), tracer: tracer.clone() };
+    let target = TargetModel::new(device, options.target, options.step_timeout, tracer.clone());
+    let star = Star {
+        scheduler: Port::new("scheduler", shell.start()),
+        kv: Port::new("kv", allocator.start()),
+        draft: Port::new(
+            "draft",
+            DraftModel { drafters: Drafters::new(options.drafter), tracer: tracer.clone() }.start(),
+        ),
+        target: Port::new("target", target.start()),
+    };
+    let tokenizer = options.tokenizer;
+    let streamer = Streamer::new(tokenizer.clone(), tracer.clone());
+    let streamer = Streamer::start_in_arbiter(&Arbiter::new().handle(), |_| streamer);
+    Handle {
+        star,
+        streamer: Port::new("streamer", streamer),
+        tokenizer,
+        tracer,
+        wake: Arc::new(Notify::new()),
+        next_request: Arc::new(AtomicU64::new(1)),
+    }
+}
+
+/// The loop around the step.
+struct Loop {
+    star: Star,
+    streamer: Port<Streamer>,
+    handle: Handle,
+}
+
+impl Loop {
+    fn supervisor(&self) -> Port<Supervisor> {
+        let supervisor = Supervisor { rules: Supervision::default(), tracer: self.handle.tracer.clone() };
+        Port::new("supervisor", supervisor.start())
+    }
+
+    /// Steps until the system closes. What a step made is delivered while the next one runs.
+    async fn run(&self, supervisor: Port<Supervisor>) {
+        let mut made: Vec<Event> = Vec::new();
+        let mut only = None;
+        loop {
+            let now = self.handle.tracer.now();
+            let deliver = self.deliver(std::mem::take(&mut made));
+            let (delivered, stepped) = futures::join!(deliver, step(&self.star, now, only));
+            let (cancelled, outcome) = match (delivered, stepped) {
+                (Err(closed), _) => (0, Err(StepError::Closed(closed))),
+                (Ok(cancelled), stepped) => (cancelled, stepped),
+            };
+            let next = match outcome {
+                Ok(Some(stepped)) => self.after_step(&supervisor, stepped, only, &mut made).await,
+                Ok(None) if only.is_some() => {
+                    // The suspect has left: the next one, or everybody, goes on.
+                    let gone = Succeeded { seqs: Vec::new(), chose: true };
+                    supervisor.call(gone).await
+                }
+                // A cancelled request's blocks are freed by the next step.
+                Ok(None) if cancelled > 0 => Ok(None),
+                Ok(None) => {
+                    self.handle.wake.notified().await;
+                    Ok(None)
+                }
+                Err(StepError::Fault(fault, suspects)) => self.recover(&supervisor, fault, suspects, &mut made).await,
+                Err(StepError::Closed(closed)) => Err(closed),
+            };
+            match next {
+                Ok(next) => only = next,
+                Err(closed) => {
+                    tracing::debug!(%closed, "the step loop ends");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Tells the clients; those who are gone are cancelled. Returns how many.
+    async fn deliver(&self, events: Vec<Event>) -> Result<usize, PortClosed> {
+        let gone = self.streamer.call(Deliver { events }).await?;
+        for request in &gone {
+            self.star.scheduler.call(Cancel { request: *request }).await?;
+        }
+        Ok(gone.len())
+    }
+
+    async fn after_step(
+        &self,
+        supervisor: &Port<Supervisor>,
+        stepped: Stepped,
+        only: Option<SeqId>,
+        made: &mut Vec<Event>,
+    ) -> Result<Option<SeqId>, PortClosed> {
+        let chose = !stepped.events.is_empty();
+        made.extend(stepped.events);
+        if only.is_none() {
+            return Ok(None);
+        }
+        supervisor.call(Succeeded { seqs: stepped.seqs, chose }).await
+    }
+
+    /// A new device thread, an empty cache, and the token logs again.
+    async fn recover(
+        &self,
+        supervisor: &Port<Supervisor>,
+        fault: StepFault,
+        suspects: Vec<SeqId>,
+        made: &mut Vec<Event>,
+    ) -> Result<Option<SeqId>, PortClosed> {
+        tracing::error!(%fault, sequences = suspects.len(), "the device failed; its thread is replaced");
+        let verdict = supervisor.call(Failed { fault, suspects, now: self.handle.tracer.now() }).await?;
+        let restarted = self.star.target.call(Restart {}).await?;
+        self.star.kv.call(Clear {}).await?;
+        let give_up = match (verdict, restarted) {
+            (Verdict::Replay { culprit, only }, Ok(())) => {
+                self.star.scheduler.call(Replay { culprit }).await?;
+                return Ok(only);
+            }
+            (Verdict::GiveUp { reason }, _) => reason,
+            (_, Err(error)) => format!("the device could not be restarted: {error}"),
+        };
+        made.extend(self.star.scheduler.call(FailAll { reason: give_up }).await?);
+        Ok(None)
+    }
+}

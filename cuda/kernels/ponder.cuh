@@ -1,0 +1,198 @@
+// The type layer: everything a kernel may name beyond plain C++.
+//
+// No CUDA header is included, so that NVRTC compiles the kernels on a machine that has nothing but
+// NVRTC, and g++ compiles the same files for the CPU. Each wrapper has two bodies, chosen by
+// __CUDACC__: inline PTX here, C++ in host/ponder_host.h. A kernel that names anything else does not
+// compile in one of the two worlds.
+#pragma once
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned long long u64;
+
+/// Four words, loaded and stored as one 16-byte access.
+struct alignas(16) U32x4 {
+    u32 x, y, z, w;
+};
+/// Four floats, loaded and stored as one 16-byte access.
+struct alignas(16) F32x4 {
+    float x, y, z, w;
+};
+
+#ifndef __CUDACC__
+#include "ponder_host.h"
+#else
+
+#define DEVICE __device__ __forceinline__
+/// A kernel's entry. `bounds` is its block size.
+#define KERNEL(bounds) extern "C" __global__ void __launch_bounds__(bounds)
+/// Makes a kernel findable by name on the CPU; nothing on a GPU.
+#define EXPORT(name)
+/// A shared array. Every thread of the block must reach the declaration.
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
+
+DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
+DEVICE float float_of(u32 x) { return __uint_as_float(x); }
+
+// --- 16-bit floats -----------------------------------------------------------------------------
+DEVICE float f32_of_f16(u16 h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+DEVICE u16 f16_of_f32(float f) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+DEVICE u16 bf16_of_f32(float f) {
+    u16 h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+/// Two bf16 in a word, `low` in the low half.
+DEVICE u32 bf16x2_of_f32(float low, float high) {
+    u32 r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+/// a * b + c on two bf16 at once, each rounded once.
+DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+    u32 r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+
+// --- memory ------------------------------------------------------------------------------------
+/// Read-only data that is used once: not kept in L1.
+DEVICE U32x4 load_stream_x4(const void* p) {
+    U32x4 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+DEVICE u32 load_stream(const void* p) {
+    u32 v;
+    asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+/// Data that an earlier kernel of the same step wrote: an ordinary load.
+DEVICE F32x4 load_f32x4(const float* p) {
+    F32x4 v;
+    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+DEVICE U32x4 load_u32x4(const void* p) {
+    U32x4 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+
+// --- warps -------------------------------------------------------------------------------------
+DEVICE float shuffle_xor(float x, u32 mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+DEVICE u32 shuffle_xor(u32 x, u32 mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+DEVICE float shuffle(float x, u32 lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
+DEVICE u32 shuffle(u32 x, u32 lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
+
+// --- tensor cores ------------------------------------------------------------------------------
+/// c[16x8] += a[16x16] * b[16x8] in bf16 with f32 sums; PTX's fragment layout of mma.m16n8k16.
+DEVICE void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// --- programmatic dependent launch -------------------------------------------------------------
+/// Blocks until the kernels before this one have written their results. First statement that
+/// touches anything but weights.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// Lets the next kernel begin its own prefetch.
+DEVICE void launch_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+#endif // __CUDACC__
+
+// --- the same in both worlds -------------------------------------------------------------------
+DEVICE u32 lane_of() { return threadIdx.x % 32; }
+DEVICE u32 warp_of() { return threadIdx.x / 32; }
+DEVICE u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
+DEVICE float f32_of_bf16(u16 h) { return float_of((u32)h << 16); }
+DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
+DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xFFFF0000u); }
+DEVICE float minus_infinity() { return float_of(0xFF800000u); }
+
+/// Sum over a warp, the same bits in every lane.
+DEVICE float warp_sum(float x) {
+    for (u32 mask = 16; mask; mask >>= 1) x = x + shuffle_xor(x, mask);
+    return x;
+}
+DEVICE float warp_max(float x) {
+    for (u32 mask = 16; mask; mask >>= 1) x = fmaxf(x, shuffle_xor(x, mask));
+    return x;
+}
+/// Sum over a block of THREADS, the same bits in every thread: warps are added in their order.
+template <u32 THREADS>
+DEVICE float block_sum(float x) {
+    SHARED(float, parts, THREADS / 32);
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane_of() == 0) parts[warp_of()] = x;
+    __syncthreads();
+    float sum = parts[0];
+    for (u32 w = 1; w < THREADS / 32; w++) sum = sum + parts[w];
+    return sum;
+}
+
+/// The gate's activation: 0 SiLU, 1 GELU by the tanh approximation.
+DEVICE float activate(float x, u32 kind) {
+    if (kind == 0) return x / (1.0f + expf(-x));
+    float inner = 0.7978845608028654f * fmaf(0.044715f * x * x, x, x);
+    return 0.5f * x * (1.0f + tanhf(inner));
+}
+
+// --- formats of cached keys and values ---------------------------------------------------------
+struct KvF32 {
+    typedef float Stored;
+    static DEVICE float decode(float x) { return x; }
+    static DEVICE float encode(float x) { return x; }
+    static DEVICE void load8(const float* p, float (&v)[8]) {
+        F32x4 a = load_f32x4(p), b = load_f32x4(p + 4);
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    }
+};
+struct KvF16 {
+    typedef u16 Stored;
+    static DEVICE float decode(u16 x) { return f32_of_f16(x); }
+    static DEVICE u16 encode(float x) { return f16_of_f32(x); }
+    static DEVICE void load8(const u16* p, float (&v)[8]) {
+        U32x4 a = load_u32x4(p);
+        const u32 words[4] = {a.x, a.y, a.z, a.w};
+        for (u32 i = 0; i < 8; i++) v[i] = f32_of_f16((u16)(words[i / 2] >> (i % 2 * 16)));
+    }
+};
+struct KvBF16 {
+    typedef u16 Stored;
+    static DEVICE float decode(u16 x) { return f32_of_bf16(x); }
+    static DEVICE u16 encode(float x) { return bf16_of_f32(x); }
+    static DEVICE void load8(const u16* p, float (&v)[8]) {
+        U32x4 a = load_u32x4(p);
+        const u32 words[4] = {a.x, a.y, a.z, a.w};
+        for (u32 i = 0; i < 8; i++) v[i] = i % 2 ? bf16_high(words[i / 2]) : bf16_low(words[i / 2]);
+    }
+};
+
+// As in weight.cuh: a module may hold the kernels of one cache format only.
+#if defined(VARIANT)
+#define EACH_CACHE_(M, variant) M(variant)
+#define EACH_CACHE(M) EACH_CACHE_(M, VARIANT)
+#else
+#define EACH_CACHE(M) M(F32) M(F16) M(BF16)
+#endif

@@ -1,0 +1,119 @@
+//! The engine's [`Backend`] over any [`Device`]: slots become addresses, programs become dispatch lists.
+
+use std::rc::Rc;
+
+use ponder_engine::backend::{Backend, Bound, DeviceInfo};
+use ponder_engine::error::{DeviceFault, Error, Result};
+use ponder_engine::op::Op;
+use ponder_engine::program::{Elem, Program, Role, SlotDecl};
+
+use crate::device::Device;
+use crate::record::{record, workspace_bytes};
+use crate::weight::pack;
+
+/// CUDA programs on a device: the driver's, or the CPU that executes the same kernels.
+pub struct Cuda<D: Device> {
+    device: D,
+}
+
+/// Memory of a slot, freed with the last clone.
+pub struct Buffer<D: Device> {
+    memory: Rc<D::Memory>,
+    bytes: usize,
+}
+
+impl<D: Device> Clone for Buffer<D> {
+    fn clone(&self) -> Self {
+        Self { memory: self.memory.clone(), bytes: self.bytes }
+    }
+}
+
+/// A launchable program. Holds every buffer it names.
+pub struct Plan<D: Device> {
+    work: D::Work,
+    _buffers: Vec<Buffer<D>>,
+}
+
+/// Row capacities that get a plan of their own: 1 to 8 exactly, then powers of two.
+pub const ROW_BUCKETS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 128, 256, 512];
+
+impl<D: Device> Cuda<D> {
+    /// The backend of `device`.
+    pub fn on(device: D) -> Self {
+        Self { device }
+    }
+    /// The device itself, for counters and timers.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
+    }
+    fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer<D>> {
+        // Never nothing: an address is expected even of an empty slot.
+        let memory = self.device.alloc(bytes.max(16), what)?;
+        Ok(Buffer { memory: Rc::new(memory), bytes: bytes.max(16) })
+    }
+    fn rejected(&self, what: String) -> Error {
+        Error::Device { device: self.device.info().name.clone(), what: DeviceFault::Rejected(what) }
+    }
+}
+
+impl<D: Device> Backend for Cuda<D> {
+    type Buffer = Buffer<D>;
+    type Plan = Plan<D>;
+    type Pending = D::Pending;
+
+    fn info(&self) -> &DeviceInfo {
+        self.device.info()
+    }
+    fn supports(&self, _: &Op) -> bool {
+        true
+    }
+    fn alloc(&mut self, decl: &SlotDecl) -> Result<Buffer<D>> {
+        self.allocate(decl.bytes(), &decl.name)
+    }
+    fn load(&mut self, decl: &SlotDecl, bytes: &[u8]) -> Result<Buffer<D>> {
+        let Elem::Weight(format) = decl.elem else { panic!("{} is no weight", decl.name) };
+        let packed: Vec<u8>;
+        let bytes = match decl.shape[..] {
+            [n, k] => {
+                packed = pack(format, n, k, bytes);
+                &packed
+            }
+            _ => bytes,
+        };
+        let buffer = self.allocate(bytes.len(), &decl.name)?;
+        self.device.write(D::address(&buffer.memory), bytes)?;
+        Ok(buffer)
+    }
+    fn write(&mut self, buffer: &Buffer<D>, bytes: &[u8]) -> Result<()> {
+        assert!(bytes.len() <= buffer.bytes, "{} bytes into a buffer of {}", bytes.len(), buffer.bytes);
+        self.device.write(D::address(&buffer.memory), bytes)
+    }
+    fn read(&mut self, buffer: &Buffer<D>, out: &mut [u8]) -> Result<()> {
+        assert!(out.len() <= buffer.bytes, "{} bytes from a buffer of {}", out.len(), buffer.bytes);
+        self.device.read(D::address(&buffer.memory), out)
+    }
+    fn compile(&mut self, program: &Program, bound: &Bound<Buffer<D>>) -> Result<Plan<D>> {
+        let mut buffers = Vec::with_capacity(program.slots.len() + 1);
+        for decl in &program.slots {
+            buffers.push(match decl.role {
+                Role::Scratch => self.alloc(decl)?,
+                _ => bound
+                    .get(&decl.name)
+                    .cloned()
+                    .ok_or_else(|| self.rejected(format!("slot {:?} of {} is not bound", decl.name, program.name)))?,
+            });
+        }
+        let workspace = self.allocate(workspace_bytes(program), "workspace")?;
+        let addresses: Vec<u64> = buffers.iter().map(|b| D::address(&b.memory)).collect();
+        let list = record(program, &addresses, D::address(&workspace.memory))?;
+        let work = self.device.prepare(&program.name, list)?;
+        buffers.push(workspace);
+        Ok(Plan { work, _buffers: buffers })
+    }
+    fn launch(&mut self, plan: &Plan<D>) -> Result<D::Pending> {
+        self.device.launch(&plan.work)
+    }
+    fn wait(&mut self, pending: D::Pending) -> Result<()> {
+        self.device.wait(pending)
+    }
+}

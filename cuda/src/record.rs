@@ -1,0 +1,370 @@
+//! Programs as dispatch lists: which kernel, which grid, which arguments, for every op.
+//!
+//! Pure: addresses in, launches out. A program is recorded once; the facts of a step are read by the
+//! kernels from input buffers.
+
+use ponder_engine::error::{DeviceFault, Error, Result};
+use ponder_engine::format::{Format, KvFormat};
+use ponder_engine::model::{Activation, Pairing};
+use ponder_engine::op::*;
+use ponder_engine::program::{Elem, Program, RowSpace, Slot};
+
+use crate::device::{Dispatch, Module};
+
+/// Tokens of an attention split; `SPLIT` in attention.cu.
+pub const SPLIT: usize = 256;
+/// Widest head.
+pub const MAX_HEAD_DIM: usize = 256;
+/// Row capacity up to which attention runs a block per split.
+const SPLIT_ROWS: usize = 64;
+/// Most memory for partial results of attention; beyond it a block walks its row's splits.
+const SPLIT_BYTES: usize = 256 << 20;
+
+/// Arguments of a launch.
+#[derive(Default)]
+struct Args(Vec<u64>);
+
+impl Args {
+    fn ptr(mut self, address: u64) -> Self {
+        self.0.push(address);
+        self
+    }
+    fn u32(mut self, value: usize) -> Self {
+        self.0.push(u32::try_from(value).expect("kernel parameters are below 2^32") as u64);
+        self
+    }
+    fn f32(mut self, value: f32) -> Self {
+        self.0.push(value.to_bits() as u64);
+        self
+    }
+}
+
+/// The variant's name in kernel names and in `-DVARIANT`.
+pub fn format_name(format: Format) -> &'static str {
+    format.name()
+}
+
+/// As [`format_name`].
+pub fn kv_name(format: KvFormat) -> &'static str {
+    match format {
+        KvFormat::F32 => "F32",
+        KvFormat::F16 => "F16",
+        KvFormat::BF16 => "BF16",
+    }
+}
+
+/// Bytes of the two workspaces (attention's partial sums, the up half of a mixed MLP) that [`record`] may use.
+pub fn workspace_bytes(program: &Program) -> usize {
+    let need = |op: &Op| match op {
+        Op::Attention(a) if splits(program, a) > 0 => {
+            program.rows * a.heads * splits(program, a) * (a.head_dim + 2) * 4
+        }
+        Op::GatedMlp(m) if formats_differ(program, m) => program.decl(m.gated).bytes(),
+        _ => 0,
+    };
+    program.ops.iter().map(need).max().unwrap_or(0)
+}
+
+/// Splits of the longest context, or 0 where each row's splits are walked by one block.
+fn splits(program: &Program, op: &Attention) -> usize {
+    let tokens = program.decl(op.block_tables).shape[1] * program.decl(op.k_cache).shape[1];
+    let splits = tokens.div_ceil(SPLIT);
+    let bytes = program.rows * op.heads * splits * (op.head_dim + 2) * 4;
+    if program.rows > SPLIT_ROWS || bytes > SPLIT_BYTES { 0 } else { splits }
+}
+
+fn weight_format(program: &Program, slot: Slot) -> Format {
+    match program.decl(slot).elem {
+        Elem::Weight(format) => format,
+        other => panic!("slot {} holds {other:?}, not a weight", program.decl(slot).name),
+    }
+}
+
+fn kv_format(program: &Program, slot: Slot) -> KvFormat {
+    match program.decl(slot).elem {
+        Elem::Kv(format) => format,
+        other => panic!("slot {} holds {other:?}, not KV", program.decl(slot).name),
+    }
+}
+
+/// gate and up of two formats, or in row-major F32, take two products.
+fn formats_differ(program: &Program, op: &GatedMlp) -> bool {
+    let (gate, up) = (weight_format(program, op.gate), weight_format(program, op.up));
+    gate != up || gate == Format::F32
+}
+
+/// Records a program whose slot `i` lies at `addresses[i]`. `workspace` has [`workspace_bytes`].
+pub fn record(program: &Program, addresses: &[u64], workspace: u64) -> Result<Vec<Dispatch>> {
+    let mut recorder = Recorder { program, addresses, workspace, list: Vec::new() };
+    for op in &program.ops {
+        recorder.op(op)?;
+    }
+    Ok(recorder.list)
+}
+
+struct Recorder<'a> {
+    program: &'a Program,
+    addresses: &'a [u64],
+    workspace: u64,
+    list: Vec<Dispatch>,
+}
+
+/// One product of a launch: weight, bias and output addresses, and its rows.
+type Segment = (u64, u64, u64, usize);
+
+impl Recorder<'_> {
+    fn at(&self, slot: Slot) -> u64 {
+        self.addresses[slot.0 as usize]
+    }
+    fn live(&self) -> u64 {
+        self.at(self.program.live)
+    }
+    fn shape(&self, slot: Slot) -> &[usize] {
+        &self.program.decl(slot).shape
+    }
+    fn rows(&self) -> usize {
+        self.program.rows
+    }
+    fn push(
+        &mut self,
+        stem: &'static str,
+        variant: &'static str,
+        kernel: String,
+        grid: [usize; 3],
+        threads: u32,
+        args: Args,
+    ) {
+        let grid = grid.map(|n| u32::try_from(n).expect("grids are below 2^32"));
+        if grid.contains(&0) {
+            return;
+        }
+        self.list.push(Dispatch { module: Module { stem, variant }, kernel, grid, threads, args: args.0 });
+    }
+
+    fn op(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Embed(o) => self.embed(o),
+            Op::AddRmsNorm(o) => self.add_rms_norm(o),
+            Op::RmsNorm(o) => self.rms_norm(o),
+            Op::QkvRopeStore(o) => self.qkv(o)?,
+            Op::Attention(o) => self.attention(o)?,
+            Op::Linear(o) => {
+                let segment = (self.at(o.w), o.bias.map_or(0, |b| self.at(b)), self.at(o.out), self.shape(o.w)[0]);
+                self.linear(o.space, o.x, weight_format(self.program, o.w), self.shape(o.w)[1], &[segment]);
+            }
+            Op::GatedMlp(o) => self.gated_mlp(o),
+            Op::GatherRows(o) => self.gather_rows(o),
+            Op::Sample(o) => self.sample(o),
+            Op::CopyBlocks(o) => self.copy_blocks(o)?,
+            Op::Add(o) => self.add(o),
+            Op::ApplyRope(o) => self.apply_rope(o),
+            Op::KvStore(o) => self.kv_store(o),
+            Op::GatedAct(o) => {
+                self.gated_act(self.at(o.gate), self.at(o.up), self.at(o.out), self.shape(o.gate)[1], o.activation)
+            }
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, o: &Embed) {
+        let (vocab, hidden) = (self.shape(o.table)[0], self.shape(o.table)[1]);
+        let variant = format_name(weight_format(self.program, o.table));
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.tokens)).ptr(self.at(o.table)).ptr(self.at(o.out));
+        let args = args.u32(vocab).u32(hidden).f32(o.scale);
+        self.push("embed", variant, format!("embed_{variant}"), [hidden.div_ceil(512), self.rows(), 1], 128, args);
+    }
+    fn add_rms_norm(&mut self, o: &AddRmsNorm) {
+        let n = self.shape(o.weight)[0];
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.residual)).ptr(self.at(o.delta));
+        let args = args.ptr(self.at(o.weight)).ptr(self.at(o.out)).u32(n).f32(o.eps);
+        self.push("norm", "", "add_rms_norm".into(), [1, self.rows(), 1], 256, args);
+    }
+    fn rms_norm(&mut self, o: &RmsNorm) {
+        let n = self.shape(o.weight)[0];
+        let groups = self.shape(o.x)[1..].iter().product::<usize>() / n;
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.weight)).ptr(self.at(o.out));
+        if groups == 1 {
+            return self.push("norm", "", "rms_norm".into(), [1, self.rows(), 1], 256, args.u32(n).f32(o.eps));
+        }
+        let args = args.u32(groups).u32(n).f32(o.eps);
+        self.push("norm", "", "rms_norm_groups".into(), [groups.div_ceil(8), self.rows(), 1], 256, args);
+    }
+
+    /// Column tiles of eight token rows that a block takes: no effect on any bit of the result.
+    fn column_tiles(&self, rows: usize) -> usize {
+        match rows {
+            0..=8 => 1,
+            9..=16 => 2,
+            _ => 4,
+        }
+    }
+    /// Up to three products of `x` with weights of one format.
+    fn linear(&mut self, space: RowSpace, x: Slot, format: Format, k: usize, segments: &[Segment]) {
+        let rows = self.program.capacity(space);
+        let variant = format_name(format);
+        let head = || Args::default().ptr(self.live()).u32(space as usize).ptr(self.at(x)).u32(k);
+        if format == Format::F32 {
+            let lists: Vec<_> = segments.iter().map(|s| (s.3, head().ptr(s.0).ptr(s.1).ptr(s.2).u32(s.3))).collect();
+            for (n, args) in lists {
+                self.push("linear", variant, "linear_F32".into(), [n.div_ceil(8), rows.div_ceil(8), 1], 256, args);
+            }
+            return;
+        }
+        let segment = |i: usize| segments.get(i).copied().unwrap_or((0, 0, 0, 0));
+        let args = (0..3).map(segment).fold(head(), |args, s| args.ptr(s.0).ptr(s.1).ptr(s.2).u32(s.3));
+        let cols = self.column_tiles(rows);
+        let tiles: usize = segments.iter().map(|s| s.3.div_ceil(crate::weight::TILE_N)).sum();
+        let grid = [tiles, rows.div_ceil(8 * cols), 1];
+        self.push("linear", variant, format!("linear_{variant}_{cols}"), grid, 256, args);
+    }
+
+    fn qkv(&mut self, o: &QkvRopeStore) -> Result<()> {
+        self.check_head(o.head_dim)?;
+        let hidden = self.shape(o.wq)[1];
+        let parts = [(o.wq, o.q), (o.wk, o.k), (o.wv, o.v)];
+        let segment = |i: usize| -> Segment {
+            let (w, out) = parts[i];
+            (self.at(w), o.bias.map_or(0, |b| self.at(b[i])), self.at(out), self.shape(w)[0])
+        };
+        let mut launches: Vec<(Format, Vec<Segment>)> = Vec::new();
+        for (i, (w, _)) in parts.iter().enumerate() {
+            let format = weight_format(self.program, *w);
+            match launches.iter_mut().find(|l| l.0 == format) {
+                Some(launch) => launch.1.push(segment(i)),
+                None => launches.push((format, vec![segment(i)])),
+            }
+        }
+        for (format, segments) in launches {
+            self.linear(RowSpace::Batch, o.x, format, hidden, &segments);
+        }
+        let variant = kv_name(kv_format(self.program, o.k_cache));
+        let norm = |i: usize| o.norm.map_or(0, |n| self.at(n[i]));
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(self.at(o.k)).ptr(self.at(o.v));
+        let args =
+            args.ptr(norm(0)).ptr(norm(1)).f32(o.eps).ptr(self.at(o.rope)).u32(o.rope_dim).u32(pairing(o.pairing));
+        let args = args.ptr(self.at(o.slot_mapping)).ptr(self.at(o.k_cache)).ptr(self.at(o.v_cache));
+        let args = args.u32(o.heads).u32(o.kv_heads).u32(o.head_dim);
+        let grid = [(o.heads + 2 * o.kv_heads).div_ceil(4), self.rows(), 1];
+        self.push("qkv", variant, format!("qkv_finish_{variant}"), grid, 128, args);
+        Ok(())
+    }
+    fn apply_rope(&mut self, o: &ApplyRope) {
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.rope));
+        let args = args.u32(o.heads).u32(o.head_dim).u32(o.dim).u32(pairing(o.pairing));
+        self.push("qkv", "F16", "apply_rope".into(), [o.heads.div_ceil(4), self.rows(), 1], 128, args);
+    }
+    fn kv_store(&mut self, o: &KvStore) {
+        let variant = kv_name(kv_format(self.program, o.cache));
+        let width: usize = self.shape(o.cache)[2..].iter().product();
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.slot_mapping));
+        let args = args.ptr(self.at(o.cache)).u32(width);
+        self.push("qkv", variant, format!("kv_store_{variant}"), [width.div_ceil(256), self.rows(), 1], 256, args);
+    }
+
+    fn attention(&mut self, o: &Attention) -> Result<()> {
+        self.check_head(o.head_dim)?;
+        let variant = kv_name(kv_format(self.program, o.k_cache));
+        let group = o.heads / o.kv_heads;
+        let h = group.next_power_of_two().min(8);
+        let head_tiles = o.kv_heads * group.div_ceil(h);
+        let (block_size, max_blocks) = (self.shape(o.k_cache)[1], self.shape(o.block_tables)[1]);
+        let window = o.window.unwrap_or(0);
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(self.at(o.k_cache)).ptr(self.at(o.v_cache));
+        let args =
+            args.ptr(self.at(o.positions)).ptr(self.at(o.row_seq)).ptr(self.at(o.block_tables)).ptr(self.at(o.out));
+        let args = args.u32(o.heads).u32(o.kv_heads).u32(o.head_dim).u32(block_size).u32(max_blocks);
+        let args = args.f32(o.scale).u32(window);
+        let splits = splits(self.program, o);
+        if splits == 0 {
+            let kernel = format!("attention_rows_{variant}_{h}");
+            self.push("attention", variant, kernel, [head_tiles, self.rows(), 1], 128, args);
+            return Ok(());
+        }
+        let sums = self.workspace;
+        let weights = sums + (self.rows() * o.heads * splits * o.head_dim * 4) as u64;
+        let kernel = format!("attention_split_{variant}_{h}");
+        let grid = [splits, head_tiles, self.rows()];
+        self.push("attention", variant, kernel, grid, 128, args.ptr(sums).ptr(weights));
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.positions)).ptr(self.at(o.out));
+        let args = args.u32(o.heads).u32(o.head_dim).u32(window).ptr(sums).ptr(weights).u32(splits);
+        self.push("attention", variant, "attention_combine".into(), [o.heads, self.rows(), 1], 128, args);
+        Ok(())
+    }
+    fn check_head(&self, dim: usize) -> Result<()> {
+        if dim <= MAX_HEAD_DIM && dim % 8 == 0 {
+            return Ok(());
+        }
+        Err(unsupported(format!("heads of {dim} values: at most {MAX_HEAD_DIM}, in multiples of 8")))
+    }
+
+    fn gated_mlp(&mut self, o: &GatedMlp) {
+        let (ffn, hidden) = (self.shape(o.gate)[0], self.shape(o.gate)[1]);
+        let format = weight_format(self.program, o.gate);
+        let rows = self.rows();
+        if formats_differ(self.program, o) {
+            let up = self.workspace;
+            self.linear(RowSpace::Batch, o.x, format, hidden, &[(self.at(o.gate), 0, self.at(o.gated), ffn)]);
+            let up_format = weight_format(self.program, o.up);
+            self.linear(RowSpace::Batch, o.x, up_format, hidden, &[(self.at(o.up), 0, up, ffn)]);
+            self.gated_act(self.at(o.gated), up, self.at(o.gated), ffn, o.activation);
+        } else {
+            let (variant, cols) = (format_name(format), self.column_tiles(rows));
+            let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).u32(hidden).ptr(self.at(o.gate));
+            let args = args.ptr(self.at(o.up)).ptr(self.at(o.gated)).u32(ffn).u32(activation(o.activation));
+            let grid = [ffn.div_ceil(crate::weight::TILE_N), rows.div_ceil(8 * cols), 1];
+            self.push("mlp", variant, format!("gate_up_{variant}_{cols}"), grid, 256, args);
+        }
+        let down = (self.at(o.down), 0, self.at(o.out), hidden);
+        self.linear(RowSpace::Batch, o.gated, weight_format(self.program, o.down), ffn, &[down]);
+    }
+    fn gated_act(&mut self, gate: u64, up: u64, out: u64, n: usize, kind: Activation) {
+        let args = Args::default().ptr(self.live()).ptr(gate).ptr(up).ptr(out).u32(n).u32(activation(kind));
+        self.push("mlp", "F32", "gated_act".into(), [n.div_ceil(256), self.rows(), 1], 256, args);
+    }
+    fn add(&mut self, o: &Add) {
+        let n = self.shape(o.residual)[1];
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.residual)).ptr(self.at(o.delta)).u32(n);
+        self.push("elementwise", "", "add".into(), [n.div_ceil(256), self.rows(), 1], 256, args);
+    }
+    fn gather_rows(&mut self, o: &GatherRows) {
+        let n = self.shape(o.x)[1];
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.index)).ptr(self.at(o.out)).u32(n);
+        let grid = [n.div_ceil(256), self.program.logit_rows, 1];
+        self.push("elementwise", "", "gather_rows".into(), grid, 256, args);
+    }
+    fn copy_blocks(&mut self, o: &CopyBlocks) -> Result<()> {
+        let decl = self.program.decl(o.cache);
+        let bytes = decl.bytes() / decl.shape[0].max(1);
+        if bytes % 16 != 0 {
+            return Err(unsupported(format!("KV blocks of {bytes} bytes: not a multiple of 16")));
+        }
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(o.cache)).u32(bytes / 16);
+        let grid = [(bytes / 16).div_ceil(256), self.rows(), 1];
+        self.push("elementwise", "", "copy_blocks".into(), grid, 256, args);
+        Ok(())
+    }
+    fn sample(&mut self, o: &Sample) {
+        let vocab = self.shape(o.logits)[1];
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.logits)).ptr(self.at(o.params));
+        let args = args.ptr(self.at(o.offsets)).ptr(self.at(o.adjust)).ptr(self.at(o.out)).u32(vocab);
+        self.push("sample", "", "sample".into(), [self.program.logit_rows, 1, 1], 512, args);
+    }
+}
+
+fn pairing(pairing: Pairing) -> usize {
+    match pairing {
+        Pairing::Interleaved => 0,
+        Pairing::Halves => 1,
+    }
+}
+
+fn activation(activation: Activation) -> usize {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+    }
+}
+
+fn unsupported(what: String) -> Error {
+    Error::Device { device: "cuda".into(), what: DeviceFault::Unsupported(what) }
+}

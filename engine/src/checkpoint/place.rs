@@ -1,0 +1,89 @@
+//! Assigns the tensors of a file to the weights of a model: each required one found once, in the right
+//! shape, and none left over that the model would silently not use.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::Located;
+use super::gguf::{Fault, Gguf};
+use crate::format::Format;
+use crate::model::{ModelConfig, WeightId};
+
+/// A tensor that some file has.
+pub struct Found {
+    /// Index of its file.
+    pub file: usize,
+    /// Storage format.
+    pub format: Format,
+    /// Extents, slowest first.
+    pub shape: Vec<usize>,
+    /// Where its bytes lie.
+    pub range: Range<usize>,
+}
+
+impl Found {
+    /// All tensors of a GGUF file.
+    pub fn of_gguf(gguf: &Gguf, bytes: &[u8]) -> HashMap<String, Found> {
+        let found = gguf.tensors(bytes).map(|(name, t)| {
+            let shape = t.dims().iter().rev().copied().collect();
+            (name.to_string(), Found { file: 0, format: t.format, shape, range: t.range.clone() })
+        });
+        found.collect()
+    }
+}
+
+/// The stored divisors of the rotary frequencies, if there are any.
+pub fn rope_factors(found: &HashMap<String, Found>, bytes: &[u8]) -> Result<Option<Vec<f32>>, Fault> {
+    let name = WeightId::RopeFreqs.gguf_name();
+    let Some(t) = found.get(&name) else { return Ok(None) };
+    let [len] = t.shape[..] else { return Err(Fault::new(name, "not a vector")) };
+    let mut factors = vec![0.0; len];
+    t.format.decode(&bytes[t.range.clone()], &mut factors);
+    Ok(Some(factors))
+}
+
+/// Places the tensors of a GGUF file.
+pub fn gguf(config: &ModelConfig, found: HashMap<String, Found>) -> Result<HashMap<WeightId, Located>, Fault> {
+    let factors = found.contains_key("rope_freqs.weight").then_some(WeightId::RopeFreqs);
+    place(config, factors, found, |id| Some(id.gguf_name()), |_| false)
+}
+
+/// Places the tensors of Hugging Face files.
+pub fn hugging_face(config: &ModelConfig, found: HashMap<String, Found>) -> Result<HashMap<WeightId, Located>, Fault> {
+    let unused = |name: &str| name.ends_with("rotary_emb.inv_freq") || (config.tied && name == "lm_head.weight");
+    place(config, None, found, |id| id.hf_name(config.family), unused)
+}
+
+fn place(
+    config: &ModelConfig,
+    extra: Option<WeightId>,
+    mut found: HashMap<String, Found>,
+    name_of: impl Fn(WeightId) -> Option<String>,
+    may_be_unused: impl Fn(&str) -> bool,
+) -> Result<HashMap<WeightId, Located>, Fault> {
+    let mut placed = HashMap::new();
+    for id in WeightId::required(config).chain(extra) {
+        let Some(name) = name_of(id) else { continue };
+        let t = found.remove(&name).ok_or_else(|| {
+            Fault::new(
+                &name,
+                format!("this tensor is missing from a {} model of {} layers", config.family.name, config.layers),
+            )
+        })?;
+        let (rows, cols) = id.shape(config);
+        let fits = match t.shape[..] {
+            [c] => rows == 1 && c == cols,
+            [r, c] => r == rows && c == cols,
+            _ => false,
+        };
+        if !fits {
+            let why = format!("its shape is {:?}, the configuration needs [{rows}, {cols}]", t.shape);
+            return Err(Fault::new(name, why));
+        }
+        placed.insert(id, Located { name, file: t.file, format: t.format, rows, cols, range: t.range });
+    }
+    match found.keys().filter(|name| !may_be_unused(name)).min() {
+        Some(name) => Err(Fault::new(name, format!("a {} model has no place for this tensor", config.family.name))),
+        None => Ok(placed),
+    }
+}

@@ -1,0 +1,96 @@
+//! The memory plan: what a model will take, before anything is allocated.
+
+use std::fmt;
+
+use crate::format::KvFormat;
+use crate::model::ModelConfig;
+
+/// Bytes, and what fits. Prints as a small table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Bytes of the weights.
+    pub weights: u64,
+    /// Format of the KV cache.
+    pub kv_format: KvFormat,
+    /// Bytes of keys and values per token, over all layers.
+    pub kv_per_token: u64,
+    /// Bytes for activations and tables.
+    pub scratch: u64,
+    /// Bytes that may be used in all.
+    pub budget: u64,
+    /// Longest context of the model.
+    pub context: u64,
+}
+
+impl MemoryPlan {
+    /// A plan for `config`, whose weights take `weights` bytes, within `budget` bytes.
+    pub fn new(config: &ModelConfig, weights: u64, kv_format: KvFormat, scratch: u64, budget: u64) -> MemoryPlan {
+        let kv_per_token = config.kv_bytes_per_token(kv_format) as u64;
+        MemoryPlan { weights, kv_format, kv_per_token, scratch, budget, context: config.context as u64 }
+    }
+    /// Bytes left for the KV cache.
+    pub fn kv_budget(&self) -> u64 {
+        self.budget.saturating_sub(self.weights).saturating_sub(self.scratch)
+    }
+    /// Tokens that fit in [`kv_budget`](Self::kv_budget), over all requests together.
+    pub fn tokens(&self) -> u64 {
+        self.kv_budget() / self.kv_per_token.max(1)
+    }
+    /// Bytes that are missing before even one token fits.
+    pub fn missing(&self) -> Option<u64> {
+        let least = self.weights.saturating_add(self.scratch).saturating_add(self.kv_per_token);
+        least.checked_sub(self.budget).filter(|m| *m > 0)
+    }
+}
+
+/// A number of bytes in words: `98.4 MB` (powers of 1000, as memory is sold and files are listed).
+pub fn bytes_in_words(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kv = format!("KV cache ({:?})", self.kv_format);
+        writeln!(f, "{:<16} {:>10}", "memory budget", bytes_in_words(self.budget))?;
+        writeln!(f, "{:<16} {:>10}", "weights", bytes_in_words(self.weights))?;
+        writeln!(f, "{:<16} {:>10}", "scratch", bytes_in_words(self.scratch))?;
+        writeln!(f, "{kv:<16} {:>10} per token", bytes_in_words(self.kv_per_token))?;
+        match self.missing() {
+            Some(m) => write!(f, "{:<16} {:>10}", "missing", bytes_in_words(m)),
+            None => {
+                let contexts = self.tokens() as f64 / self.context.max(1) as f64;
+                let (tokens, context) = (self.tokens(), self.context);
+                write!(f, "{:<16} {tokens:>10} tokens = {contexts:.1} contexts of {context}", "fits")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fits_and_missing() {
+        let mut plan = MemoryPlan {
+            weights: 98_000_000,
+            kv_format: KvFormat::F16,
+            kv_per_token: 23_040,
+            scratch: 2_000_000,
+            budget: 500_000_000,
+            context: 8192,
+        };
+        assert_eq!((plan.tokens(), plan.missing()), (400_000_000 / 23_040, None));
+        assert!(plan.to_string().contains("17361 tokens = 2.1 contexts of 8192"), "{plan}");
+        plan.budget = 90_000_000;
+        assert_eq!((plan.tokens(), plan.missing()), (0, Some(10_023_040)));
+        assert!(plan.to_string().ends_with("10.0 MB"), "{plan}");
+    }
+}

@@ -1,0 +1,252 @@
+//! The scheduler and the pool played against each other with a model that is a hash.
+
+mod thinking;
+
+use std::ops::Range;
+
+use super::*;
+use crate::kv::BlockPool;
+use crate::op::threefry2x32;
+use crate::reason::Label;
+use crate::request::SamplingParams;
+use crate::step::{Drafted, Reserved, SamplePlan, Verified};
+
+const BLOCK: usize = 4;
+
+fn options(blocks: usize) -> SchedulerOptions {
+    SchedulerOptions {
+        max_step_tokens: 24,
+        prefill_chunk: 9,
+        max_seqs: 6,
+        max_model_len: 100,
+        blocks,
+        block_size: BLOCK,
+        drafts: DraftPolicy::Off,
+        max_logit_rows: 64,
+    }
+}
+
+fn request(id: u64, prompt: usize, max_tokens: usize) -> Request {
+    let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
+    Request {
+        id: RequestId(id),
+        prompt: (0..prompt as u32).map(|t| t * 7 + id as u32).collect(),
+        params,
+        eos: vec![0],
+        thinking: None,
+    }
+}
+
+/// A cache whose slots remember (sequence, position, token): what a wrong block table reads is wrong. Guesses are
+/// right more often than not; the wrong ones are cached too, as a device would.
+struct Witness {
+    slots: HashMap<u32, (SeqId, usize, u32)>,
+    /// What the model says.
+    vocabulary: Range<u32>,
+}
+
+impl Witness {
+    fn new(vocabulary: Range<u32>) -> Self {
+        Self { slots: HashMap::new(), vocabulary }
+    }
+
+    fn run(&mut self, reserved: Reserved) -> Verified {
+        let (mut chosen, mut drafts) = (Vec::new(), Vec::new());
+        for (seq, table) in reserved.plan.seqs.iter().zip(&reserved.tables) {
+            let slot = |p: usize| table[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32;
+            for (i, token) in seq.tokens.iter().enumerate() {
+                self.slots.insert(slot(seq.start + i), (seq.seq, seq.start + i, *token));
+            }
+            let end = seq.start + seq.tokens.len();
+            let Some(sample) = &seq.sample else {
+                chosen.push(Ok(Vec::new()));
+                drafts.push(Vec::new());
+                continue;
+            };
+            let (mut said, mut guesses) = (Vec::new(), Vec::new());
+            for i in 0..=seq.max_drafts {
+                let token = self.next(seq.seq, slot, end + i, sample);
+                said.push(token);
+                let wrong = threefry2x32([9, end as u32], [i as u32, token])[0].is_multiple_of(4);
+                if i == seq.max_drafts {
+                    break;
+                }
+                let guess = if wrong { token + 1 } else { token };
+                guesses.push(guess);
+                self.slots.insert(slot(end + i), (seq.seq, end + i, guess));
+                if wrong {
+                    break;
+                }
+            }
+            chosen.push(Ok(said));
+            drafts.push(guesses);
+        }
+        Verified { drafted: Drafted { reserved, drafts }, chosen, device_time: Duration::ZERO }
+    }
+
+    /// A hash of what the cache really holds; like a device it knows what was forbidden at the first place only.
+    fn next(&self, seq: SeqId, slot: impl Fn(usize) -> u32, end: usize, sample: &SamplePlan) -> u32 {
+        let read = (0..end).map(|p| {
+            let (owner, position, token) = self.slots[&slot(p)];
+            assert_eq!((owner, position), (seq, p), "a foreign or stale slot was read");
+            token
+        });
+        let hash = read.fold(17u32, |h, t| h.wrapping_mul(31).wrapping_add(t));
+        let (low, n) = (self.vocabulary.start, self.vocabulary.len() as u32);
+        let wish = if n > 99 { hash % n } else { threefry2x32([1, 2], [hash, 0])[0] % n };
+        let allowed = |t: &u32| !sample.adjust.iter().any(|a| a.token == *t && a.bias == f32::NEG_INFINITY);
+        (0..n).map(|i| low + (wish + i) % n).find(allowed).expect("something is allowed")
+    }
+}
+
+struct World {
+    scheduler: Scheduler,
+    pool: BlockPool,
+    witness: Witness,
+    outputs: HashMap<SeqId, Vec<u32>>,
+    ended: HashMap<SeqId, Finished>,
+    labels: HashMap<SeqId, Vec<Label>>,
+    preemptions: usize,
+    /// Most guesses per sequence and step.
+    drafts: usize,
+    steps: usize,
+}
+
+impl World {
+    fn new(blocks: usize) -> Self {
+        Self::saying(blocks, 1..1001)
+    }
+    fn saying(blocks: usize, vocabulary: Range<u32>) -> Self {
+        Self {
+            scheduler: Scheduler::new(options(blocks)),
+            pool: BlockPool::new(blocks, BLOCK),
+            witness: Witness::new(vocabulary),
+            labels: HashMap::new(),
+            drafts: 0,
+            steps: 0,
+            outputs: HashMap::new(),
+            ended: HashMap::new(),
+            preemptions: 0,
+        }
+    }
+    fn submit(&mut self, request: &Request) {
+        self.scheduler.submit(Duration::ZERO, request, || None).unwrap();
+    }
+    fn take(&mut self, events: Vec<Event>) {
+        for event in events {
+            assert_eq!(event.tokens.len(), event.spans.iter().map(|s| s.len).sum::<usize>());
+            let labels = self.labels.entry(event.seq).or_default();
+            event.spans.iter().for_each(|s| labels.extend(std::iter::repeat_n(s.label, s.len)));
+            self.outputs.entry(event.seq).or_default().extend(event.tokens);
+            if let Some(finished) = event.finish {
+                assert!(self.ended.insert(event.seq, finished).is_none(), "{:?} ended twice", event.seq);
+            }
+        }
+    }
+    fn step(&mut self) -> bool {
+        let Some(mut plan) = self.scheduler.plan(Duration::ZERO, None) else { return false };
+        assert!(plan.seqs.iter().map(|s| s.tokens.len()).sum::<usize>() <= 24);
+        self.steps += 1;
+        for (i, seq) in plan.seqs.iter_mut().enumerate().filter(|(_, s)| s.sample.is_some()) {
+            let free = self.scheduler.sequence(seq.seq).expect("it runs").free_tokens();
+            seq.max_drafts = ((self.steps + i) % (self.drafts + 1)).min(free.saturating_sub(1));
+        }
+        let reserved = self.pool.reserve(plan);
+        self.pool.check().unwrap();
+        self.preemptions += reserved.preempted.len();
+        let settled = self.pool.settle(self.witness.run(reserved));
+        self.pool.check().unwrap();
+        let events = self.scheduler.apply(&settled);
+        self.take(events);
+        true
+    }
+    fn run(&mut self) {
+        for _ in 0..10_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        let (running, waiting) = self.scheduler.counts();
+        panic!("no end in 10,000 steps: {running} run, {waiting} wait, {} preempted", self.preemptions);
+    }
+}
+
+fn alone(request: &Request) -> Vec<u32> {
+    let mut world = World::new(64);
+    world.submit(request);
+    world.run();
+    world.outputs.remove(&SeqId { request: request.id, choice: 0 }).unwrap()
+}
+
+#[test]
+fn answers_do_not_depend_on_company_or_on_memory() {
+    let requests: Vec<Request> =
+        (0..9).map(|i| request(i, 1 + (i as usize * 11) % 40, 1 + (i as usize * 7) % 30)).collect();
+    let want: Vec<Vec<u32>> = requests.iter().map(alone).collect();
+    let mut preempted = 0;
+    for blocks in [200, 40, 25, 18] {
+        let mut world = World::new(blocks);
+        for (i, request) in requests.iter().enumerate() {
+            world.submit(request);
+            (0..i % 3).for_each(|_| {
+                world.step();
+            });
+        }
+        world.run();
+        preempted += world.preemptions;
+        for (request, want) in requests.iter().zip(&want) {
+            let id = SeqId { request: request.id, choice: 0 };
+            assert_eq!(&world.outputs[&id], want, "{blocks} blocks, request {}", request.id.0);
+            assert_eq!(world.ended[&id].completion_tokens, want.len());
+        }
+        assert_eq!(world.pool.free_blocks(), blocks);
+    }
+    assert!(preempted > 0, "the small pools must have been short");
+}
+
+#[test]
+fn a_cancel_at_every_step_leaves_nothing_behind() {
+    for at in 0..40 {
+        let mut world = World::new(18);
+        (0..4).for_each(|i| world.submit(&request(i, 20, 20)));
+        (0..at).for_each(|_| {
+            world.step();
+        });
+        world.scheduler.cancel(RequestId(1));
+        world.run();
+        let events = world.scheduler.drain_ended();
+        world.take(events);
+        assert_eq!(world.ended.len(), 4, "cancelled before step {at}");
+        assert_eq!(world.pool.free_blocks(), 18);
+    }
+}
+
+#[test]
+fn what_can_never_fit_is_refused() {
+    let mut world = World::new(7);
+    let refuse = |w: &mut World, r: &Request| w.scheduler.submit(Duration::ZERO, r, || None).unwrap_err().to_string();
+    assert!(refuse(&mut world, &request(1, 20, 60)).contains("the KV cache holds 28"));
+    assert!(refuse(&mut world, &request(1, 100, 1)).contains("no room"));
+    assert!(refuse(&mut world, &request(1, 0, 1)).contains("empty"));
+    world.submit(&request(2, 20, 8));
+    world.run();
+    assert_eq!(world.outputs.len(), 1);
+}
+
+#[test]
+fn a_lost_device_is_replayed() {
+    let want = alone(&request(3, 15, 20));
+    for at in [1, 3, 10] {
+        let mut world = World::new(64);
+        world.submit(&request(3, 15, 20));
+        world.submit(&request(4, 15, 20));
+        (0..at).for_each(|_| {
+            world.step();
+        });
+        world.scheduler.replay();
+        world.pool.clear();
+        world.witness.slots.clear();
+        world.run();
+        assert_eq!(world.outputs[&SeqId { request: RequestId(3), choice: 0 }], want);
+    }
+}

@@ -1,0 +1,104 @@
+//! From guesses to one ragged batch, and from the target's choices to what is kept.
+
+use crate::model::batch::{Batch, BatchOutput, LogitRow, Row};
+use crate::op::{Adjust, ERROR_TOKEN, SEEN, SampleRow};
+use crate::step::Drafted;
+
+/// The rows of a step: each sequence's tokens, then its guesses; logits where a token is chosen.
+/// Penalties of the rows behind a guess count that guess as said.
+pub fn batch_of(drafted: &Drafted) -> Batch {
+    let mut batch = Batch { block_tables: drafted.reserved.tables.clone(), ..Batch::default() };
+    for (index, (seq, drafts)) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts).enumerate() {
+        for (i, token) in seq.tokens.iter().chain(drafts).enumerate() {
+            batch.rows.push(Row { token: *token, position: (seq.start + i) as u32, seq: index as u32 });
+        }
+        let Some(sample) = &seq.sample else { continue };
+        let first = batch.rows.len() - drafts.len() - 1;
+        let (mut params, mut adjust) = (sample.params, sample.adjust.clone());
+        for i in 0..=drafts.len() {
+            batch.logit_rows.push(LogitRow { row: (first + i) as u32, params, adjust: adjust.clone() });
+            if let Some(guess) = drafts.get(i) {
+                params.position += 1;
+                count(&mut adjust, &params, *guess);
+            }
+        }
+    }
+    batch
+}
+
+/// Counts a token in a penalty list, if penalties are on.
+fn count(adjust: &mut Vec<Adjust>, params: &SampleRow, token: u32) {
+    if params.repetition == 1.0 && params.presence == 0.0 && params.frequency == 0.0 {
+        return;
+    }
+    match adjust.iter_mut().find(|a| a.token == token) {
+        Some(entry) => entry.count = (entry.count | SEEN) + 1,
+        None => adjust.push(Adjust { token, count: SEEN | 1, bias: 0.0 }),
+    }
+}
+
+/// For each sequence the accepted guesses and the target's own token after them; nothing inside a
+/// prompt; an error for a sequence whose numbers are broken.
+pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>, String>> {
+    let mut rows = output.tokens.iter();
+    let mut chosen = Vec::new();
+    for (seq, drafts) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts) {
+        if seq.sample.is_none() {
+            chosen.push(Ok(Vec::new()));
+            continue;
+        }
+        let own: Vec<u32> = rows.by_ref().take(drafts.len() + 1).copied().collect();
+        let accepted = own.iter().zip(drafts).take_while(|(own, draft)| own == draft).count();
+        chosen.push(if own[..=accepted].contains(&ERROR_TOKEN) {
+            Err("numerical error: the logits hold a NaN or have no finite maximum".into())
+        } else {
+            Ok(own[..=accepted].to_vec())
+        });
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{RequestId, SeqId};
+    use crate::step::{Reserved, SamplePlan, SeqPlan, StepPlan};
+
+    fn drafted(drafts: Vec<Vec<u32>>) -> Drafted {
+        let seqs = drafts.iter().enumerate().map(|(i, d)| SeqPlan {
+            seq: SeqId { request: RequestId(i as u64), choice: 0 },
+            start: 10,
+            tokens: vec![1, 2],
+            max_drafts: d.len(),
+            sample: (i != 1).then(|| SamplePlan {
+                params: SampleRow { position: 12, presence: 0.5, ..SampleRow::default() },
+                adjust: vec![Adjust { token: 7, count: SEEN | 1, bias: 0.0 }],
+            }),
+        });
+        let plan = StepPlan { seqs: seqs.collect(), ..StepPlan::default() };
+        let tables = vec![vec![0]; drafts.len()];
+        Drafted { reserved: Reserved { plan, tables, preempted: Vec::new() }, drafts }
+    }
+
+    #[test]
+    fn guesses_are_rows_whose_penalties_count_the_guesses_before() {
+        let batch = batch_of(&drafted(vec![vec![7, 9], vec![], vec![]]));
+        assert_eq!(batch.rows.len(), 4 + 2 + 2);
+        assert_eq!(batch.rows[3], Row { token: 9, position: 13, seq: 0 });
+        let rows: Vec<(u32, u32)> = batch.logit_rows.iter().map(|r| (r.row, r.params.position)).collect();
+        assert_eq!(rows, [(1, 12), (2, 13), (3, 14), (7, 12)]);
+        let counts: Vec<Vec<(u32, u32)>> =
+            batch.logit_rows.iter().map(|r| r.adjust.iter().map(|a| (a.token, a.count & !SEEN)).collect()).collect();
+        assert_eq!(counts, [vec![(7, 1)], vec![(7, 2)], vec![(7, 2), (9, 1)], vec![(7, 1)]]);
+    }
+
+    #[test]
+    fn accepts_up_to_the_first_difference() {
+        let drafted = drafted(vec![vec![7, 9], vec![], vec![5]]);
+        let said = |tokens: &[u32]| chosen_of(&drafted, &BatchOutput { tokens: tokens.to_vec(), logits: Vec::new() });
+        assert_eq!(said(&[7, 9, 3, 5, 4]), [Ok(vec![7, 9, 3]), Ok(vec![]), Ok(vec![5, 4])]);
+        assert_eq!(said(&[7, 8, 3, 6, 4]), [Ok(vec![7, 8]), Ok(vec![]), Ok(vec![6])]);
+        let broken = said(&[ERROR_TOKEN, 8, 3, 6, ERROR_TOKEN]);
+        assert!(broken[0].is_err() && broken[2] == Ok(vec![6]), "what lies behind a rejected guess does not matter");
+    }
+}

@@ -1,0 +1,109 @@
+//! One step as a chain of types: `StepPlan → Reserved → Drafted → Verified → Settled`.
+//!
+//! Each is what one actor answers and the next is asked with. They carry ids, token ids and block
+//! tables, never tensors.
+
+use std::time::Duration;
+
+use crate::op::{Adjust, SampleRow};
+use crate::request::SeqId;
+
+/// Number of a step, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StepId(pub u64);
+
+/// Who runs, and how many tokens each.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepPlan {
+    /// The step.
+    pub id: StepId,
+    /// Sequences that run, the most important first.
+    pub seqs: Vec<SeqPlan>,
+    /// Running sequences that sit this step out, the most important first: after `seqs`, whom to preempt last.
+    pub idle: Vec<SeqId>,
+    /// Sequences that ended since the last plan: their blocks are free.
+    pub released: Vec<SeqId>,
+}
+
+/// One sequence's share of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeqPlan {
+    /// The sequence.
+    pub seq: SeqId,
+    /// Position of the first of `tokens`: how many tokens are cached already.
+    pub start: usize,
+    /// Tokens to process.
+    pub tokens: Vec<u32>,
+    /// Most tokens to draft after them.
+    pub max_drafts: usize,
+    /// How to choose the token after the last one; `None` while the prompt is not through.
+    pub sample: Option<SamplePlan>,
+}
+
+/// How to choose a token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplePlan {
+    /// Parameters; position is the one of the token to be chosen.
+    pub params: SampleRow,
+    /// Penalties and biases.
+    pub adjust: Vec<Adjust>,
+}
+
+/// Where it lives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reserved {
+    /// The plan, without those for whom there was no room.
+    pub plan: StepPlan,
+    /// Physical blocks of each sequence of `plan.seqs`, drafts included.
+    pub tables: Vec<Vec<u32>>,
+    /// Sequences whose blocks were taken: they start over from their token logs.
+    pub preempted: Vec<SeqId>,
+}
+
+/// What we guess.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drafted {
+    /// The reservation.
+    pub reserved: Reserved,
+    /// Guessed tokens of each sequence of the plan; may be empty.
+    pub drafts: Vec<Vec<u32>>,
+}
+
+/// What is true.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verified {
+    /// The step.
+    pub drafted: Drafted,
+    /// For each sequence of the plan: the accepted drafts and the token after them; empty inside a prompt.
+    pub chosen: Vec<Result<Vec<u32>, String>>,
+    /// From launch to end on the device.
+    pub device_time: Duration,
+}
+
+/// What we keep.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settled {
+    /// The step.
+    pub id: StepId,
+    /// Results in the plan's order.
+    pub seqs: Vec<SettledSeq>,
+    /// Sequences that lost their blocks.
+    pub preempted: Vec<SeqId>,
+    /// Blocks that nobody holds.
+    pub free_blocks: usize,
+    /// From launch to end on the device.
+    pub device_time: Duration,
+}
+
+/// One sequence's result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SettledSeq {
+    /// The sequence.
+    pub seq: SeqId,
+    /// Tokens cached now.
+    pub cached: usize,
+    /// New tokens, or why this sequence alone failed.
+    pub chosen: Result<Vec<u32>, String>,
+    /// Tokens that were drafted for it.
+    pub drafted: usize,
+}

@@ -1,0 +1,251 @@
+//! Flags that several commands share. Every flag is also an environment variable, `PONDER_` and its name.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::FalseyValueParser;
+use ponder::models::{self, DEFAULT_MODEL};
+use ponder::{BackendChoice, EngineOptions};
+use ponder_engine::checkpoint::GenerationDefaults;
+use ponder_engine::format::KvFormat;
+use ponder_engine::request::SamplingParams;
+use ponder_engine::schedule::DraftPolicy;
+use ponder_engine::spec::{DrafterKind, LengthOptions};
+
+/// Which model, on what, with how much memory.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A .gguf file, a Hugging Face folder, or `bundled`
+    #[arg(long, short, env = "PONDER_MODEL", default_value = DEFAULT_MODEL, value_name = "PATH")]
+    pub model: String,
+    /// auto, cpu, wgpu, cuda or reference; auto is CUDA if a device answers, else a hardware GPU
+    /// through wgpu, else the CPU; reference is the slow f64 oracle
+    #[arg(long, env = "PONDER_BACKEND", default_value = "auto", value_name = "B")]
+    pub backend: BackendChoice,
+    /// Which GPU: its number, or a part of its name (see `ponder devices`)
+    #[arg(long, env = "PONDER_ADAPTER", value_name = "NAME")]
+    pub adapter: Option<String>,
+    /// Threads of the CPU backend; 0 is one per core
+    #[arg(long, short, env = "PONDER_THREADS", allow_negative_numbers = true, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+    /// Storage of cached keys and values: f32, f16 or bf16
+    #[arg(long, env = "PONDER_KV_CACHE_DTYPE", default_value = "f16", value_parser = kv_format, value_name = "T")]
+    pub kv_cache_dtype: KvFormat,
+    /// Longest prompt and answer together, in tokens [default: the model's context, at most 8192]
+    #[arg(long, env = "PONDER_MAX_MODEL_LEN", allow_negative_numbers = true, value_name = "N")]
+    pub max_model_len: Option<usize>,
+    /// Bytes of the KV pool, such as 500M or 2G [default: a few of the longest sequences]
+    #[arg(long, env = "PONDER_KV_MEMORY", value_parser = byte_count, value_name = "BYTES")]
+    pub kv_memory: Option<u64>,
+    /// Tokens per KV block
+    #[arg(
+        long,
+        env = "PONDER_BLOCK_SIZE",
+        allow_negative_numbers = true,
+        default_value_t = 16,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    pub block_size: usize,
+    /// Most tokens of one prompt in one step
+    #[arg(
+        long,
+        env = "PONDER_PREFILL_CHUNK",
+        allow_negative_numbers = true,
+        default_value_t = 512,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    pub prefill_chunk: usize,
+    /// Most tokens of one step, all sequences together
+    #[arg(
+        long,
+        env = "PONDER_MAX_STEP_TOKENS",
+        allow_negative_numbers = true,
+        default_value_t = 512,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    pub max_step_tokens: usize,
+    /// Who guesses tokens ahead, for the model to check several at once: none, ngram or suffix. The answer
+    /// stays the same
+    #[arg(long, env = "PONDER_DRAFT_MODEL", default_value = "none", value_name = "DRAFTER")]
+    pub draft_model: DrafterKind,
+    /// How many tokens are guessed at once: a number up to 32, or as many as pay
+    #[arg(long, env = "PONDER_NUM_SPECULATIVE_TOKENS", default_value = "auto", value_parser = draft_policy, value_name = "K|auto")]
+    pub num_speculative_tokens: DraftPolicy,
+}
+
+impl ModelArgs {
+    /// The engine's options for `seqs` sequences at once.
+    pub fn options(&self, seqs: usize) -> ponder_engine::Result<EngineOptions> {
+        Ok(EngineOptions {
+            backend: self.backend,
+            adapter: self.adapter.clone(),
+            threads: self.threads,
+            kv_cache_dtype: self.kv_cache_dtype,
+            max_model_len: self.max_model_len,
+            max_num_seqs: seqs,
+            kv_memory: self.kv_memory,
+            block_size: self.block_size,
+            prefill_chunk: self.prefill_chunk,
+            max_step_tokens: self.max_step_tokens.max(seqs),
+            drafter: self.draft_model,
+            drafts: self.num_speculative_tokens,
+            ..EngineOptions::new(models::resolve(&self.model)?)
+        })
+    }
+}
+
+/// Most tokens of thinking, `None` for no limit. (A type of its own, because clap reads `Option` otherwise.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThinkingBudget(pub Option<usize>);
+
+/// How tokens are chosen.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// 0 is greedy [default: what the model's files recommend, else 0]
+    #[arg(long, env = "PONDER_TEMPERATURE", allow_negative_numbers = true, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Keep the likeliest tokens up to this share of the probability
+    #[arg(long, env = "PONDER_TOP_P", allow_negative_numbers = true, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Keep this many of the likeliest tokens; 0 keeps all
+    #[arg(long, env = "PONDER_TOP_K", allow_negative_numbers = true, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Keep tokens with at least this share of the largest probability
+    #[arg(long, env = "PONDER_MIN_P", allow_negative_numbers = true, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Divide the logits of tokens seen in prompt or answer; 1 is off
+    #[arg(long, env = "PONDER_REPETITION_PENALTY", allow_negative_numbers = true, value_name = "X")]
+    pub repetition_penalty: Option<f32>,
+    /// Subtract this once from the logits of tokens in the answer
+    #[arg(long, env = "PONDER_PRESENCE_PENALTY", allow_negative_numbers = true, value_name = "X")]
+    pub presence_penalty: Option<f32>,
+    /// Subtract this per occurrence from the logits of tokens in the answer
+    #[arg(long, env = "PONDER_FREQUENCY_PENALTY", allow_negative_numbers = true, value_name = "X")]
+    pub frequency_penalty: Option<f32>,
+    /// Source of randomness: the same seed gives the same answer, whatever else runs
+    #[arg(long, env = "PONDER_SEED", allow_negative_numbers = true, default_value_t = 0, value_name = "S")]
+    pub seed: u64,
+    /// Most tokens to generate, thinking included [default: as many as the context allows]
+    #[arg(long, short = 'n', env = "PONDER_MAX_TOKENS", allow_negative_numbers = true, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Most tokens of thinking, exactly: 0 is none at all, -1 as many as the model likes
+    #[arg(long, env = "PONDER_THINKING_TOKEN_BUDGET", allow_negative_numbers = true, default_value = "-1", value_parser = thinking_budget, value_name = "N")]
+    pub thinking_token_budget: ThinkingBudget,
+    /// Tokens of --max-tokens that thinking leaves to the answer [default: 256, or half if that is less]
+    #[arg(long, env = "PONDER_ANSWER_RESERVE", value_name = "N")]
+    pub answer_reserve: Option<usize>,
+    /// End the answer before this text; may be given several times
+    #[arg(long, env = "PONDER_STOP", value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Go on after the model's end token, for measurements
+    #[arg(long, env = "PONDER_IGNORE_EOS", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue, hide_short_help = true)]
+    pub ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    /// The flags over the model's recommendation over the engine's defaults.
+    pub fn params(&self, model: &GenerationDefaults) -> SamplingParams {
+        let d = SamplingParams::default();
+        let recommended = |flag: Option<f32>, file: Option<f32>, ours: f32| flag.or(file).unwrap_or(ours);
+        SamplingParams {
+            temperature: recommended(self.temperature, model.temperature, d.temperature),
+            top_p: recommended(self.top_p, model.top_p, d.top_p),
+            top_k: self.top_k.or(model.top_k).unwrap_or(d.top_k),
+            min_p: recommended(self.min_p, model.min_p, d.min_p),
+            repetition_penalty: recommended(self.repetition_penalty, model.repetition_penalty, d.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(d.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(d.frequency_penalty),
+            seed: self.seed,
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            thinking_token_budget: self.thinking_token_budget.0,
+            answer_reserve: self.answer_reserve,
+            ..d
+        }
+    }
+}
+
+/// What is shown, and where.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Print one JSON object on stdout
+    #[arg(long, env = "PONDER_JSON", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub json: bool,
+    /// Show no progress and no memory plan
+    #[arg(long, short, env = "PONDER_QUIET", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub quiet: bool,
+    /// Write every actor message and request phase to a file that Perfetto and chrome://tracing open
+    #[arg(long, env = "PONDER_TRACE", value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+fn thinking_budget(word: &str) -> Result<ThinkingBudget, String> {
+    match word.parse::<i64>() {
+        Ok(-1) => Ok(ThinkingBudget(None)),
+        Ok(n) if n >= 0 => Ok(ThinkingBudget(Some(n as usize))),
+        _ => Err("it is neither -1 nor a number of tokens".into()),
+    }
+}
+
+fn draft_policy(word: &str) -> Result<DraftPolicy, String> {
+    if word == "auto" {
+        return Ok(DraftPolicy::Auto(LengthOptions::default()));
+    }
+    match word.parse() {
+        Ok(k @ 0..=32) => Ok(DraftPolicy::Fixed(k)),
+        _ => Err("it is neither auto nor a number from 0 to 32".into()),
+    }
+}
+
+fn kv_format(word: &str) -> Result<KvFormat, String> {
+    match word.to_ascii_lowercase().as_str() {
+        "f32" => Ok(KvFormat::F32),
+        "f16" => Ok(KvFormat::F16),
+        "bf16" => Ok(KvFormat::BF16),
+        _ => Err("it is none of f32, f16, bf16".into()),
+    }
+}
+
+/// `123`, `500M`, `2G`: powers of 1000, as the memory plan prints them.
+fn byte_count(word: &str) -> Result<u64, String> {
+    let digits = word.trim_end_matches(['B', 'b']);
+    let (digits, unit) = match digits.char_indices().last() {
+        Some((at, c)) if c.is_ascii_alphabetic() => (&digits[..at], c.to_ascii_uppercase()),
+        _ => (digits, ' '),
+    };
+    let factor = match unit {
+        ' ' => Some(1.0),
+        'K' => Some(1e3),
+        'M' => Some(1e6),
+        'G' => Some(1e9),
+        'T' => Some(1e12),
+        _ => None,
+    };
+    match (digits.trim().parse::<f64>(), factor) {
+        (Ok(n), Some(factor)) if n.is_finite() && n > 0.0 => Ok((n * factor) as u64),
+        _ => Err("it is no number of bytes such as 500M or 2G".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_in_words_and_back() {
+        assert_eq!(
+            (byte_count("123"), byte_count("1.5G"), byte_count("500MB")),
+            (Ok(123), Ok(1_500_000_000), Ok(500_000_000))
+        );
+        for wrong in ["", "G", "x", "-1", "1Q", "nan"] {
+            assert!(byte_count(wrong).is_err(), "{wrong}");
+        }
+    }
+}

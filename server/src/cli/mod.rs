@@ -1,0 +1,79 @@
+//! The command line: one file per command, and what they share.
+
+pub mod args;
+pub mod bench;
+pub mod chat;
+pub mod devices;
+pub mod inspect;
+pub mod perplexity;
+pub mod progress;
+pub mod run;
+
+use clap::{Parser, Subcommand};
+
+/// Ponder runs reasoning models: models that think before they answer.
+#[derive(Parser)]
+#[command(
+    name = "ponder",
+    version,
+    max_term_width = 100,
+    after_help = "Examples:
+  ponder run \"What is 15% of 80?\"             ask the bundled model
+  ponder run --model qwen3.gguf \"Why is the sky blue?\"
+  ponder chat --model ./QwQ-32B               talk, over several turns
+  ponder inspect --model qwen3.gguf           what is in a file, and how much memory it takes
+  ponder devices                              what it could run on here
+
+Every flag is also an environment variable: --kv-cache-dtype is PONDER_KV_CACHE_DTYPE.
+`ponder COMMAND --help` says more about a command."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Answer one prompt
+    Run(run::RunArgs),
+    /// Talk with a model, over several turns
+    Chat(chat::ChatArgs),
+    /// Measure speed
+    Bench(bench::BenchArgs),
+    /// List the devices that could run a model
+    Devices(devices::DevicesArgs),
+    /// Show what a model file says, and the memory it would take
+    Inspect(inspect::InspectArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::PerplexityArgs),
+}
+
+impl Command {
+    /// Does it.
+    pub fn execute(self) -> anyhow::Result<()> {
+        match self {
+            Command::Run(args) => run::run(args),
+            Command::Chat(args) => chat::chat(args),
+            Command::Bench(args) => bench::bench(args),
+            Command::Devices(args) => devices::devices(&args),
+            Command::Inspect(args) => inspect::inspect(&args),
+            Command::Perplexity(args) => perplexity::perplexity(args),
+        }
+    }
+}
+
+/// Prints one JSON object and a newline on stdout.
+pub fn print_json(value: &serde_json::Value) {
+    print_text(&format!("{value}\n"));
+}
+
+/// Prints on stdout and flushes; a reader that went away (`ponder inspect | head`) is no error of ours.
+pub fn print_text(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}

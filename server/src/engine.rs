@@ -1,0 +1,200 @@
+//! The engine: a loaded model behind the actors, for programs that embed it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use ponder_actors::{BatchRunner, Loader, Submission, System, SystemOptions};
+use ponder_engine::backend::{Backend, DeviceInfo, DeviceKind};
+use ponder_engine::checkpoint::{Checkpoint, GenerationDefaults};
+use ponder_engine::model::ModelConfig;
+use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
+use ponder_engine::request::SamplingParams;
+use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
+use ponder_engine::spec::DrafterKind;
+use ponder_engine::text::Tokenizer;
+use ponder_engine::{Error, Result};
+
+use crate::backends::{self, WithBackend};
+use crate::generation::Generation;
+use crate::memory::Sizing;
+use crate::opened::{LoadProgress, Opened, describe};
+use crate::options::EngineOptions;
+use crate::prompt::{Prompt, Prompter};
+
+/// A loaded model that answers requests, many at once. Dropping it ends its threads; what is in flight
+/// then ends without an answer.
+pub struct Engine {
+    system: System,
+    prompter: Prompter,
+    config: ModelConfig,
+    generation: GenerationDefaults,
+    device: DeviceInfo,
+    sizing: Sizing,
+    trace: Option<PathBuf>,
+}
+
+impl Engine {
+    /// Opens, checks and loads a model; `progress` hears of the memory plan before anything is allocated.
+    ///
+    /// # Errors
+    /// If the files are damaged, if the model does not fit, or if there is no such device.
+    pub fn load(options: EngineOptions, progress: impl FnMut(LoadProgress)) -> Result<Self> {
+        Opened::open(options)?.load(progress)
+    }
+
+    /// Starts a request.
+    ///
+    /// # Errors
+    /// If a parameter is out of its range, or if the prompt is empty or too long.
+    pub fn generate(&self, prompt: Prompt, params: SamplingParams) -> Result<Generation> {
+        let started = Instant::now();
+        params.validate(self.config.vocab)?;
+        if params.n != 1 {
+            return Err(Error::invalid("n", "one answer per call; call again with other seeds for more"));
+        }
+        let rendered = self.prompter.render(&prompt)?;
+        let (eos, thinking) = (self.generation.eos.clone(), rendered.thinking);
+        let submission = Submission { prompt: rendered.tokens, params, eos, thinking };
+        let inner = self.system.handle().submit_blocking(submission)?;
+        Ok(Generation::new(inner, started))
+    }
+
+    /// Turns prompts into tokens.
+    pub fn prompter(&self) -> &Prompter {
+        &self.prompter
+    }
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        self.prompter.tokenizer()
+    }
+    /// The model's numbers.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+    /// What the model's files recommend.
+    pub fn generation_defaults(&self) -> &GenerationDefaults {
+        &self.generation
+    }
+    /// Where it runs.
+    pub fn device(&self) -> &DeviceInfo {
+        &self.device
+    }
+    /// What was allocated.
+    pub fn sizing(&self) -> &Sizing {
+        &self.sizing
+    }
+    /// The actors' way in, for callers that submit tokens and read raw updates.
+    pub fn handle(&self) -> &ponder_actors::Handle {
+        self.system.handle()
+    }
+
+    /// Writes the trace now, if one was asked for.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_trace(&self) -> Result<()> {
+        let Some(path) = &self.trace else { return Ok(()) };
+        let json = self.system.handle().tracer().chrome_json().to_string();
+        std::fs::write(path, json).map_err(|e| Error::io(path, e))
+    }
+}
+
+impl Opened {
+    /// Loads it. See [`Engine::load`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(self, progress: impl FnMut(LoadProgress)) -> Result<Engine> {
+        let options = self.options.clone();
+        backends::open(&options, Start { opened: self, progress })
+    }
+}
+
+struct Start<P> {
+    opened: Opened,
+    progress: P,
+}
+
+impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
+    type Out = Engine;
+    fn with<B: Backend>(
+        mut self,
+        info: DeviceInfo,
+        make: impl Fn() -> Result<B> + Send + Sync + 'static,
+    ) -> Result<Engine> {
+        let sizing = self.opened.checked_sizing(&info)?;
+        (self.progress)(LoadProgress::Planned { device: describe(&info), sizing: sizing.clone() });
+        let Opened { options, checkpoint, prompter } = self.opened;
+        let (config, generation) = (checkpoint.config.clone(), checkpoint.generation.clone());
+        let (report, reports) = mpsc::channel();
+        let system = SystemOptions {
+            scheduler: scheduler_options(&options, &sizing.runner),
+            target: loader(options.model.clone(), First { checkpoint, report }, sizing.runner, make),
+            tokenizer: prompter.tokenizer().clone(),
+            drafter: options.drafter,
+            step_timeout: step_timeout(info.kind),
+        };
+        let started = std::thread::scope(|scope| {
+            let starting = scope.spawn(move || System::start(system));
+            for (done, total) in reports {
+                (self.progress)(LoadProgress::Weights { done, total });
+            }
+            starting.join()
+        });
+        let system = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        system.handle().tracer().listen(options.trace.is_some());
+        Ok(Engine { system, prompter, config, generation, device: info, sizing, trace: options.trace })
+    }
+}
+
+/// What only the first load has: the files as they were checked, and somebody who watches.
+struct First {
+    checkpoint: Checkpoint,
+    report: mpsc::Sender<(u64, u64)>,
+}
+
+/// Loads the model on the device's thread. A device that is replaced later finds the files open no more
+/// (their maps would count as memory) and opens them again.
+fn loader<B: Backend>(
+    path: PathBuf,
+    first: First,
+    sizes: RunnerOptions,
+    make: impl Fn() -> Result<B> + Send + Sync + 'static,
+) -> Loader {
+    let first = Mutex::new(Some(first));
+    Arc::new(move || {
+        let first = first.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let (checkpoint, report) = match first {
+            Some(First { checkpoint, report }) => (checkpoint, Some(report)),
+            None => (Checkpoint::open(&path)?, None),
+        };
+        let mut progress = |done, total| {
+            // Nobody has to watch.
+            let _ = report.as_ref().map(|r| r.send((done, total)));
+        };
+        let runner = ModelRunner::load(make()?, &checkpoint, sizes, &mut progress)?;
+        Ok(Box::new(runner) as Box<dyn BatchRunner>)
+    })
+}
+
+fn scheduler_options(options: &EngineOptions, sizes: &RunnerOptions) -> SchedulerOptions {
+    SchedulerOptions {
+        max_step_tokens: options.max_step_tokens,
+        prefill_chunk: options.prefill_chunk,
+        max_seqs: options.max_num_seqs,
+        max_model_len: sizes.max_model_len,
+        blocks: sizes.kv.blocks,
+        block_size: sizes.kv.block_size,
+        drafts: if options.drafter == DrafterKind::None { DraftPolicy::Off } else { options.drafts },
+        max_logit_rows: sizes.max_logit_rows,
+    }
+}
+
+/// A GPU that needs a minute for a step hangs; a CPU may just have a large model to read.
+fn step_timeout(kind: DeviceKind) -> Duration {
+    match kind {
+        DeviceKind::DiscreteGpu | DeviceKind::IntegratedGpu => Duration::from_secs(60),
+        DeviceKind::Cpu | DeviceKind::SoftwareGpu => Duration::from_secs(1800),
+    }
+}

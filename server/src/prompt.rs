@@ -1,0 +1,106 @@
+//! From what a user asks to the tokens that the model sees.
+
+use std::sync::Arc;
+
+use ponder_engine::checkpoint::Checkpoint;
+use ponder_engine::reason::{MarkerTexts, Markers, Thinking};
+use ponder_engine::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use ponder_engine::{Error, Result};
+
+/// What a user asks.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// Plain text that the model continues. No chat template; thinking is not parted from the answer.
+    Raw(String),
+    /// Messages, through the model's chat template.
+    Chat(Vec<Message>, RenderOptions),
+    /// Tokens, as they are. Thinking is not parted from the answer.
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    /// One question.
+    pub fn user(text: impl Into<String>) -> Self {
+        Self::chat(vec![Message::new("user", text)])
+    }
+
+    /// A conversation that the model shall continue with its answer.
+    pub fn chat(messages: Vec<Message>) -> Self {
+        Self::Chat(messages, RenderOptions { add_generation_prompt: true, ..RenderOptions::default() })
+    }
+}
+
+/// A prompt as the model sees it.
+pub struct Rendered {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// How its answer thinks; `None`: all of it is the answer.
+    pub thinking: Option<Arc<Thinking>>,
+}
+
+/// Turns prompts into tokens.
+pub struct Prompter {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    markers: Option<Arc<Markers>>,
+    /// Token that begins plain text, where the model has that.
+    bos: Option<u32>,
+}
+
+impl Prompter {
+    /// From the model's files.
+    ///
+    /// # Errors
+    /// If they have no usable tokenizer, or a chat template that is broken.
+    pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
+        let tokenizer = Arc::new(checkpoint.tokenizer()?);
+        let generation = &checkpoint.generation;
+        let template = checkpoint.chat_template()?;
+        let source = template.as_ref().map(ChatTemplate::source);
+        let markers = Markers::find(&*tokenizer, source, &MarkerTexts::default())?.map(Arc::new);
+        Ok(Self { tokenizer, template, markers, bos: generation.bos.filter(|_| generation.add_bos) })
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The tokens of plain text, after BOS where the model begins texts with it.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens: Vec<u32> = self.bos.into_iter().collect();
+        tokens.extend(self.tokenizer.encode(text)?);
+        Ok(tokens)
+    }
+
+    /// The prompt's tokens, and how its answer will be parted.
+    ///
+    /// # Errors
+    /// If the prompt is empty, if the model has no chat template but needs one, and those of the tokenizer.
+    pub fn render(&self, prompt: &Prompt) -> Result<Rendered> {
+        let empty = || Err(Error::invalid("prompt", "is empty"));
+        let tokens = match prompt {
+            Prompt::Raw(text) if text.is_empty() => return empty(),
+            Prompt::Raw(text) => self.text_tokens(text)?,
+            Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Chat(messages, options) => return self.chat(messages, options),
+        };
+        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None }) }
+    }
+
+    fn chat(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
+        let Some(template) = &self.template else {
+            return Err(Error::invalid("prompt", "this model has no chat template; give it plain text (--raw)"));
+        };
+        if messages.iter().all(|m| m.content.is_empty()) {
+            return Err(Error::invalid("prompt", "is empty"));
+        }
+        let pieces = template.render(messages, options)?;
+        let tokens = self.tokenizer.encode_pieces(&pieces)?;
+        let thinking = self.markers.as_ref().map(|m| Arc::new(Thinking::new(m.clone(), m.start_of(&pieces))));
+        Ok(Rendered { tokens, thinking })
+    }
+}

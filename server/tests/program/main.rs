@@ -1,0 +1,5 @@
+//! The program from outside: what scripts rely on, and what becomes of bad input.
+
+mod bad_input;
+mod cli;
+mod common;
