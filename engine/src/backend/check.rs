@@ -70,6 +70,7 @@ pub fn agrees_with_reference<B: Backend>(backend: &mut B) -> Result<usize> {
 }
 
 /// One line for each output of a problem that differs too much, or that says nothing.
+#[allow(clippy::neg_cmp_op_on_partial_ord)] // a NaN differs too
 fn differences(problem: &Problem, want: &[Vec<u8>], got: &[Vec<u8>], rows: usize, live: usize) -> Vec<String> {
     let mut out = Vec::new();
     for ((expected, want), got) in problem.outputs.iter().zip(want).zip(got) {
