@@ -137,7 +137,7 @@ impl Attend<'_> {
     pub fn splits<S: Isa>(&mut self, s: S, queries: &[Query], splits: std::ops::Range<usize>) {
         let states: [State; WORK_QUERIES] = std::array::from_fn(|i| self.state(i));
         for split in splits {
-            self.split(s, queries, &states[..queries.len()], split);
+            self.split(s, queries, &states[..queries.len()], split, None);
             for (i, query) in queries.iter().enumerate() {
                 match split {
                     _ if !(query.first / SPLIT..=query.last / SPLIT).contains(&split) => {}
@@ -152,7 +152,7 @@ impl Attend<'_> {
     /// Tile by tile, each of three passes goes over all queries, so that their chains of dependent
     /// operations overlap: scores, softmax, weighted values.
     #[inline(always)]
-    pub fn split<S: Isa>(&mut self, s: S, queries: &[Query], states: &[State], split: usize) {
+    pub fn split<S: Isa>(&mut self, s: S, queries: &[Query], states: &[State], split: usize, next: Option<Next<'_>>) {
         let dim = self.keys.head_dim;
         for (i, (query, state)) in queries.iter().zip(states).enumerate() {
             state.reset(s);
@@ -164,13 +164,14 @@ impl Attend<'_> {
         }
         let first = queries.iter().map(|q| q.first).min().unwrap_or(0);
         let last = queries.iter().map(|q| q.last).max().unwrap_or(0);
-        self.ask_split(split, first, last);
         let mut weights = [Weights { values: [0.0; TILE], decay: 1.0 }; WORK_QUERIES];
         for start in (split * SPLIT..(split + 1) * SPLIT).step_by(TILE) {
             let (from, to) = (first.max(start), (last + 1).min(start + TILE));
             if from >= to {
                 continue;
             }
+            let mut ahead = next.as_ref().map_or(Ahead::default(), |n| n.tile(start % SPLIT));
+            let pace = ahead.lines.div_ceil(3 * queries.len());
             self.fill(s, start, from, to);
             // The tokens of the tile that query `i` sees; none where the range is empty.
             let seen = |i: usize| {
@@ -180,9 +181,11 @@ impl Attend<'_> {
             let sees = |i: &usize| seen(*i).0 < seen(*i).1;
             for i in (0..queries.len()).filter(sees) {
                 self.score(s, self.query(i), seen(i), &mut weights[i]);
+                ahead.ask(pace);
             }
             for i in (0..queries.len()).filter(sees) {
                 soften(s, states[i], seen(i), &mut weights[i]);
+                ahead.ask(pace);
             }
             let mut i = 0;
             while i < queries.len() {
@@ -196,28 +199,9 @@ impl Attend<'_> {
                     self.weigh(s, [states[i]], [&weights[i]], from, to);
                     i += 1;
                 }
+                ahead.ask(pace);
             }
-        }
-    }
-    /// Starts to fetch what a row that sees tokens `first..=last` needs of a split.
-    #[inline(always)]
-    pub fn ask_split(&self, split: usize, first: usize, last: usize) {
-        self.ask(first.max(split * SPLIT), (last + 1).min((split + 1) * SPLIT));
-    }
-    /// Starts to fetch tokens `from..to`: blocks are too short for the processor to guess what follows.
-    #[inline(always)]
-    fn ask(&self, from: usize, to: usize) {
-        let size = self.keys.block_size;
-        let mut t = from;
-        while t < to {
-            let count = (size - t % size).min(to - t);
-            let slot = self.table[t / size] as usize * size + t % size;
-            for cache in [self.keys, self.values] {
-                let run = cache.at(slot, self.kv_head);
-                let bytes = count * cache.head_dim * cache.format.bytes();
-                (0..bytes).step_by(64).for_each(|i| prefetch(run.wrapping_add(i)));
-            }
-            t += count;
+            ahead.ask(ahead.lines);
         }
     }
     /// Reads tokens `from..to` into the tile that starts at `start`, block by block.
@@ -350,6 +334,73 @@ impl Attend<'_> {
             }
         }
         16 * N
+    }
+}
+
+/// The work that this thread will probably do next.
+pub struct Next<'a> {
+    /// Its queries' sequence and head.
+    pub attend: Attend<'a>,
+    /// Its split.
+    pub split: usize,
+    /// Its first visible token.
+    pub first: usize,
+    /// Its last.
+    pub last: usize,
+}
+
+impl Next<'_> {
+    /// What the tile at `offset` of its split will read.
+    fn tile(&self, offset: usize) -> Ahead {
+        let start = self.split * SPLIT + offset;
+        let (from, to) = (self.first.max(start), (self.last + 1).min(start + TILE));
+        let size = self.attend.keys.block_size;
+        let mut ahead = Ahead::default();
+        let (mut t, mut run) = (from, 0);
+        while t < to && run + 2 <= ahead.runs.len() {
+            let count = (size - t % size).min(to - t);
+            let slot = self.attend.table[t / size] as usize * size + t % size;
+            for cache in [self.attend.keys, self.attend.values] {
+                let lines = (count * cache.head_dim * cache.format.bytes()).div_ceil(64);
+                ahead.runs[run] = (cache.at(slot, self.attend.kv_head), lines);
+                ahead.lines += lines;
+                run += 1;
+            }
+            t += count;
+        }
+        ahead
+    }
+}
+
+/// Cache lines to fetch ahead, a few at a time between other work: blocks are too short for the
+/// processor to guess what follows, and all lines at once would only fill its queues.
+struct Ahead {
+    runs: [(*const u8, usize); 8],
+    /// The run in turn.
+    run: usize,
+    /// Lines left.
+    lines: usize,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { runs: [(std::ptr::null(), 0); 8], run: 0, lines: 0 }
+    }
+}
+
+impl Ahead {
+    /// Starts to fetch the next `count` lines.
+    #[inline(always)]
+    fn ask(&mut self, count: usize) {
+        for _ in 0..count.min(self.lines) {
+            while self.runs[self.run].1 == 0 {
+                self.run += 1;
+            }
+            let (at, left) = &mut self.runs[self.run];
+            prefetch(*at);
+            (*at, *left) = (at.wrapping_add(64), *left - 1);
+            self.lines -= 1;
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! row's arithmetic depends on its own position alone, and splits may run on different threads
 //! (few rows) or one after another beside other rows that share the tile (many rows): the same bits.
 
-use super::attend::{Attend, Query, State, WORK_QUERIES, work_floats};
+use super::attend::{Attend, Next, Query, State, WORK_QUERIES, work_floats};
 use super::kv::Cache;
 use super::memory::Ptr;
 use super::plan::{Builder, Live, Step};
@@ -144,25 +144,31 @@ impl Attention {
     fn by_split(&self, w: &Worker<'_>, rows: usize) {
         let (kv_heads, group) = (self.keys.kv_heads, self.group());
         let most = (0..rows).map(|r| self.splits(r).len()).max().unwrap_or(0);
+        let place = |item: usize| {
+            let (row, nth) = (item / kv_heads / most, item / kv_heads % most);
+            let split = if row < rows { self.splits(row).nth(nth)? } else { return None };
+            Some((row, split, item % kv_heads))
+        };
         w.phase(rows * most * kv_heads, 1, |range| {
             for item in range {
-                let (row, nth, kv_head) = (item / kv_heads / most, item / kv_heads % most, item % kv_heads);
-                let Some(split) = self.splits(row).nth(nth) else { continue };
-                // What this thread will probably do next is fetched while it does this.
-                let next = item + w.threads;
-                if next < rows * most * kv_heads {
-                    let row = next / kv_heads / most;
-                    if let Some(split) = self.splits(row).nth(next / kv_heads % most) {
-                        let (first, last) = self.visible(row);
-                        self.attend(w, row, next % kv_heads).ask_split(split, first, last);
-                    }
-                }
+                let Some((row, split, kv_head)) = place(item) else { continue };
+                let next = || {
+                    let (row, split, kv_head) = place(item + w.threads)?;
+                    let (first, last) = self.visible(row);
+                    Some(Next { attend: self.attend(w, row, kv_head), split, first, last })
+                };
                 let heads = kv_head * group..(kv_head + 1) * group;
                 for heads in chunks(heads, WORK_QUERIES) {
                     let mut attend = self.attend(w, row, kv_head);
                     let queries: Vec<Query> = heads.clone().map(|h| self.query(row, h)).collect();
                     let states: Vec<State> = heads.map(|h| self.partial(row, h, split)).collect();
-                    self.level.run(OneSplit { attend: &mut attend, queries: &queries, states: &states, split });
+                    self.level.run(OneSplit {
+                        attend: &mut attend,
+                        queries: &queries,
+                        states: &states,
+                        split,
+                        next: next(),
+                    });
                 }
             }
         });
@@ -230,13 +236,14 @@ struct OneSplit<'a, 'b> {
     queries: &'a [Query],
     states: &'a [State],
     split: usize,
+    next: Option<Next<'b>>,
 }
 
 impl Kernel for OneSplit<'_, '_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        self.attend.split(s, self.queries, self.states, self.split);
+        self.attend.split(s, self.queries, self.states, self.split, self.next);
     }
 }
 

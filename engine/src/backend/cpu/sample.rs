@@ -95,7 +95,7 @@ impl Kernel for Choose<'_> {
         let max = max / row.temperature;
         let bound = if row.min_p > 0.0 { max + row.min_p.ln() } else { f32::NEG_INFINITY };
         let bound = bound.max(filtered(s, z, max, row));
-        noisy_maximum(s, z, bound, row)
+        noisy_maximum(s, z, max, bound, row)
     }
 }
 
@@ -245,16 +245,26 @@ fn at_most_kth<S: Isa>(s: S, z: &[f32], k: usize) -> f32 {
     *maxima.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
-/// The first maximum of `z + gumbel` among values of at least `bound`.
+/// More than the largest noise: `-ln(-ln(1 - 2^-24))` is 16.64.
+const MOST_NOISE: f32 = 16.7;
+
+/// The first maximum of `z + gumbel` among values of at least `bound`; `max` is the largest `z`.
+///
+/// What lies so far below the largest value with its noise that no noise could lift it above is
+/// skipped: of a real model's logits, nearly all.
 #[inline(always)]
-fn noisy_maximum<S: Isa>(s: S, z: &[f32], bound: f32, row: &SampleRow) -> u32 {
+fn noisy_maximum<S: Isa>(s: S, z: &[f32], max: f32, bound: f32, row: &SampleRow) -> u32 {
     let lane = s.bits(s.splat(0.0));
     let mut indices = [0u8; 64];
     (0..16).for_each(|i| indices[4 * i] = i as u8);
     // SAFETY: 64 bytes.
     let lane = s.or(lane, unsafe { s.load_i(indices.as_ptr()) });
     let (mut best, mut best_at) = (s.splat(f32::NEG_INFINITY), s.splat_i(0));
-    let floor = if bound > f32::NEG_INFINITY { bound } else { f32::MIN };
+    let mut noise = [0f32; 16];
+    let top = first_at_least(s, z, max) as i32;
+    // SAFETY: 16 values.
+    unsafe { s.store(noise.as_mut_ptr(), gumbel(s, s.splat_i(top), row)) };
+    let floor = f32::MIN.max(bound).max(max + noise[0] - MOST_NOISE);
     each!(s, z, |i, x| {
         let kept = !s.greater(s.splat(floor), x);
         if kept == 0 {
