@@ -280,7 +280,7 @@ impl<D: Device> Bench<'_, D> {
         });
         let blocks = (rows * max_blocks) as u32;
         // A step coprime to the number of blocks: neighbours in a sequence are far apart in memory.
-        let step_of = (1..).map(|i| i * 2 + 7919).find(|s| blocks % s != 0).unwrap_or(1);
+        let step_of = (1..).map(|i| i * 2 + 7919).find(|s| !blocks.is_multiple_of(*s)).unwrap_or(1);
         let inputs = [
             ("live", vec![rows as u32; 2]),
             ("positions", vec![context as u32 - 1; rows]),

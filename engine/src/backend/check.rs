@@ -86,7 +86,9 @@ fn differences(problem: &Problem, want: &[Vec<u8>], got: &[Vec<u8>], rows: usize
         assert!(max > 0.0 && want.iter().all(|v| v.is_finite()), "{place}: the reference says nothing");
         let worst = want.iter().zip(&got).enumerate().map(|(i, (w, g))| (i, (w - g).abs()));
         let worst = worst.fold((0, 0f32), |a, b| if b.1 > a.1 || b.1.is_nan() { b } else { a });
-        if !(worst.1 as f64 <= tolerance * max as f64) {
+        // False for a NaN too.
+        let within = worst.1 as f64 <= tolerance * max as f64;
+        if !within {
             let i = worst.0;
             out.push(format!(
                 "{place}: row {} column {}: {} instead of {} (off by {:.1e} of the largest, allowed {tolerance:.0e})",

@@ -69,7 +69,7 @@ pub fn silu<S: Isa>(s: S, x: S::F) -> S::F {
 pub fn gelu_tanh<S: Isa>(s: S, x: S::F) -> S::F {
     let cube = s.mul(s.mul(x, x), x);
     let inner = s.fma(cube, s.splat(0.044_715), x);
-    gate(s, x, s.mul(inner, s.splat(1.595_769_1)))
+    gate(s, x, s.mul(inner, s.splat(1.595_769)))
 }
 
 #[cfg(test)]

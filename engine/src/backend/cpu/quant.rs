@@ -162,6 +162,7 @@ unsafe fn bytes<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
 /// # Safety
 /// `p` points at the scales.
 #[inline(always)]
+#[allow(clippy::extra_unused_type_parameters)] // called like the other readers of scales
 unsafe fn signed_scales<S: Isa, Q: Quant>(s: S, header: [S::F; 2], p: *const u8) -> [S::F; 2] {
     // SAFETY: the caller's promise.
     unsafe { [s.mul(header[0], s.to_f(s.load_i8(p))), s.mul(header[0], s.to_f(s.load_i8(p.add(16))))] }

@@ -238,6 +238,7 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     /// The bits of f32 lanes.
     fn bits(self, x: Self::F) -> Self::I;
     /// f32 lanes from bits.
+    #[allow(clippy::wrong_self_convention)] // `self` is the instruction set, not the value
     fn from_bits(self, x: Self::I) -> Self::F;
 
     /// Reads 16 bfloat16.
