@@ -70,6 +70,7 @@ pub fn agrees_with_reference<B: Backend>(backend: &mut B) -> Result<usize> {
 }
 
 /// One line for each output of a problem that differs too much, or that says nothing.
+#[allow(clippy::neg_cmp_op_on_partial_ord)] // a NaN differs too
 fn differences(problem: &Problem, want: &[Vec<u8>], got: &[Vec<u8>], rows: usize, live: usize) -> Vec<String> {
     let mut out = Vec::new();
     for ((expected, want), got) in problem.outputs.iter().zip(want).zip(got) {
@@ -86,9 +87,7 @@ fn differences(problem: &Problem, want: &[Vec<u8>], got: &[Vec<u8>], rows: usize
         assert!(max > 0.0 && want.iter().all(|v| v.is_finite()), "{place}: the reference says nothing");
         let worst = want.iter().zip(&got).enumerate().map(|(i, (w, g))| (i, (w - g).abs()));
         let worst = worst.fold((0, 0f32), |a, b| if b.1 > a.1 || b.1.is_nan() { b } else { a });
-        // False for a NaN too.
-        let within = worst.1 as f64 <= tolerance * max as f64;
-        if !within {
+        if !(worst.1 as f64 <= tolerance * max as f64) {
             let i = worst.0;
             out.push(format!(
                 "{place}: row {} column {}: {} instead of {} (off by {:.1e} of the largest, allowed {tolerance:.0e})",

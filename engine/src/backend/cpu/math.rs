@@ -17,7 +17,7 @@ pub fn exp<S: Isa>(s: S, x: S::F) -> S::F {
     for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = s.fma(p, r, s.splat(factor));
     }
-    let power = s.from_bits(s.shl::<23>(s.add_i(n, s.splat_i(127))));
+    let power = s.as_float(s.shl::<23>(s.add_i(n, s.splat_i(127))));
     s.mul(p, power)
 }
 
@@ -37,7 +37,7 @@ pub fn ln<S: Isa>(s: S, x: S::F) -> S::F {
     let bits = s.bits(x);
     let e = s.sra::<23>(s.add_i(bits, s.splat_i(-0x3f35_04f3)));
     let minus = s.xor(s.shl::<23>(e), s.splat_i(-1));
-    let m = s.from_bits(s.add_i(bits, s.add_i(minus, s.splat_i(1))));
+    let m = s.as_float(s.add_i(bits, s.add_i(minus, s.splat_i(1))));
     // ln m = 2 atanh(f / (2 + f)) with f = m - 1: odd series in z, |z| < 0.172.
     let f = s.sub(m, s.splat(1.0));
     let z = s.div(f, s.add(f, s.splat(2.0)));

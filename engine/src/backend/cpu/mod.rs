@@ -2,7 +2,8 @@
 //!
 //! - [`simd`]: one vector type for AVX-512, AVX2, NEON and plain Rust, chosen at run time.
 //! - [`panel`]: weights stay quantised, in panels of 16 output rows; [`activation`]: f32 activations as
-//!   24-bit block fixed point, so that products are exact integers; [`tile`]: the kernels.
+//!   24-bit block fixed point, so that products are exact integers; [`tile`]: the kernels, in `integer.rs`
+//!   (quantised) and `float.rs`; `quant.rs`: how each format is read in registers.
 //! - [`pool`]: threads that run a whole launch in lockstep.
 //! - [`plan`]: a program as steps; one file per op stem beside it.
 //!
@@ -17,6 +18,8 @@ mod attention;
 pub mod bandwidth;
 mod elementwise;
 mod embed;
+mod float;
+mod integer;
 mod kv;
 mod linear;
 mod math;

@@ -1,7 +1,8 @@
 //! How each weight format's panels are read in registers. The layouts are those of [`super::panel`].
 
+use super::float::Floats;
+use super::integer::{Quant, Sum};
 use super::simd::{Isa, array};
-use super::tile::{Floats, Quant, Sum};
 
 /// 8 vectors from 4 of nibbles.
 ///
@@ -157,13 +158,13 @@ unsafe fn bytes<S: Isa>(s: S, p: *const u8) -> [S::I; 8] {
     array!(s.splat_i(0), 8, i => unsafe { s.load_i(p.add(64 * i)) })
 }
 
-/// `d * scale` of each half group.
+/// `d * scale` of each half group. Takes a format only to be called like the others.
 ///
 /// # Safety
 /// `p` points at the scales.
 #[inline(always)]
-#[allow(clippy::extra_unused_type_parameters)] // called like the other readers of scales
-unsafe fn signed_scales<S: Isa, Q: Quant>(s: S, header: [S::F; 2], p: *const u8) -> [S::F; 2] {
+#[allow(clippy::extra_unused_type_parameters)]
+unsafe fn signed_scales<S: Isa, Q>(s: S, header: [S::F; 2], p: *const u8) -> [S::F; 2] {
     // SAFETY: the caller's promise.
     unsafe { [s.mul(header[0], s.to_f(s.load_i8(p))), s.mul(header[0], s.to_f(s.load_i8(p.add(16))))] }
 }

@@ -264,7 +264,7 @@ fn noisy_maximum<S: Isa>(s: S, z: &[f32], bound: f32, row: &SampleRow) -> u32 {
         let noisy = s.select(kept, s.add(x, gumbel(s, token, row)), s.splat(f32::NEG_INFINITY));
         let better = s.greater(noisy, best);
         best = s.select(better, noisy, best);
-        best_at = s.bits(s.select(better, s.from_bits(token), s.from_bits(best_at)));
+        best_at = s.bits(s.select(better, s.as_float(token), s.as_float(best_at)));
     });
     let (mut values, mut tokens) = ([0f32; 16], [0i32; 16]);
     // SAFETY: 16 lanes each.

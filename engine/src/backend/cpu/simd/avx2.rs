@@ -170,7 +170,7 @@ unsafe impl Isa for Avx2 {
         to_f(x: I) -> F = [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])];
         round(x: F) -> I = [_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1])];
         bits(x: F) -> I = [_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1])];
-        from_bits(x: I) -> F = [_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])];
+        as_float(x: I) -> F = [_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])];
     }
     #[inline(always)]
     fn shl<const N: u32>(self, a: I) -> I {

@@ -101,7 +101,7 @@ unsafe impl Isa for Avx512 {
         to_f(x: __m512i) -> __m512 = _mm512_cvtepi32_ps(x);
         round(x: __m512) -> __m512i = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
         bits(x: __m512) -> __m512i = _mm512_castps_si512(x);
-        from_bits(x: __m512i) -> __m512 = _mm512_castsi512_ps(x);
+        as_float(x: __m512i) -> __m512 = _mm512_castsi512_ps(x);
         sum(x: __m512) -> f32 = {
             let half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
             let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));

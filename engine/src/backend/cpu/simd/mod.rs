@@ -238,8 +238,7 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     /// The bits of f32 lanes.
     fn bits(self, x: Self::F) -> Self::I;
     /// f32 lanes from bits.
-    #[allow(clippy::wrong_self_convention)] // `self` is the instruction set, not the value
-    fn from_bits(self, x: Self::I) -> Self::F;
+    fn as_float(self, x: Self::I) -> Self::F;
 
     /// Reads 16 bfloat16.
     ///
@@ -248,7 +247,7 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u16) -> Self::F {
         // SAFETY: the caller's promise.
-        self.from_bits(self.shl::<16>(unsafe { self.load_u16(p) }))
+        self.as_float(self.shl::<16>(unsafe { self.load_u16(p) }))
     }
     /// Writes 16 bfloat16, rounded to nearest even; NaN stays NaN.
     ///
@@ -264,7 +263,7 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
         let quiet = self.or(bits, self.splat_i(0x0040_0000));
         let above = self.max_i(magnitude, self.splat_i(0x7f80_0000));
         let is_number = self.greater(self.splat(0.5), self.to_f(self.add_i(above, self.splat_i(-0x7f80_0000))));
-        let kept = self.select(is_number, self.from_bits(rounded), self.from_bits(quiet));
+        let kept = self.select(is_number, self.as_float(rounded), self.as_float(quiet));
         // SAFETY: the caller's promise.
         unsafe { self.store_u16(p, self.shr::<16>(self.bits(kept))) }
     }

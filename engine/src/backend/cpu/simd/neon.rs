@@ -264,7 +264,7 @@ unsafe impl Isa for Neon {
         all!(vreinterpretq_s32_f32, x)
     }
     #[inline(always)]
-    fn from_bits(self, x: I) -> F {
+    fn as_float(self, x: I) -> F {
         all!(vreinterpretq_f32_s32, x)
     }
 }

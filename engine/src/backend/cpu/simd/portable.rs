@@ -213,7 +213,7 @@ unsafe impl Isa for Portable {
         map(x, |x| x.to_bits() as i32)
     }
     #[inline(always)]
-    fn from_bits(self, x: I) -> F {
+    fn as_float(self, x: I) -> F {
         map(x, |x| f32::from_bits(x as u32))
     }
 }
