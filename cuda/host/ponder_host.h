@@ -34,6 +34,10 @@ const u32 (*meet(WarpOp op, const u32* words, u32 count, void (*finish)(u32 (*la
 /// The block's shared array declared at `site`: the same address in all threads, poisoned first.
 void* shared_array(const void* site, size_t bytes);
 u8* dynamic_shared();
+void barrier_init(const void* bar, u32 count);
+void barrier_arrive(const void* bar, u32 bytes);
+void barrier_wait(const void* bar, u32 parity);
+void copy_async(void* to, const void* from, u32 bytes, const void* bar);
 [[noreturn]] void fault(const char* format, ...);
 
 struct Entry {
@@ -155,6 +159,14 @@ template <class T> inline T atomicAdd(T* p, T v) { T old = *p; *p = old + v; ret
 inline u32 atomicMax(u32* p, u32 v) { u32 old = *p; if (v > old) *p = v; return old; }
 inline u32 atomicMin(u32* p, u32 v) { u32 old = *p; if (v < old) *p = v; return old; }
 inline u32 atomicOr(u32* p, u32 v) { u32 old = *p; *p = old | v; return old; }
+
+#define HAS_BULK_COPY 1
+inline void mbarrier_init(u64* bar, u32 count) { host::barrier_init(bar, count); }
+inline void mbarrier_fence() {}
+inline void mbarrier_arrive(u64* bar) { host::barrier_arrive(bar, 0); }
+inline void mbarrier_arrive_expect(u64* bar, u32 bytes) { host::barrier_arrive(bar, bytes); }
+inline void mbarrier_wait(u64* bar, u32 parity) { host::barrier_wait(bar, parity); }
+inline void bulk_copy(void* to, const void* from, u32 bytes, u64* bar) { host::copy_async(to, from, bytes, bar); }
 
 inline void wait_for_previous() {}
 inline void launch_next() {}

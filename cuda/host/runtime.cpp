@@ -4,9 +4,14 @@
 // barrier is a count and a generation; a fiber that returns lowers the count, as on a GPU. A sweep
 // that resumes nobody while fibers live is a deadlock: an error that names the block. Shared memory
 // is poisoned before each block, so that reading what nobody wrote shows.
+//
+// Asynchronous copies land in one of two orders: at once where the launch's seed is even (which finds a
+// slot refilled too early), and where it is odd only when no fiber can go on (which finds data read
+// before it came).
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <string>
 #include <type_traits>
@@ -86,6 +91,25 @@ struct Warp {
     u32 alive = 0;               // mask of lanes that have not returned
     u32 lanes[2][32][16] = {};   // deposits, by parity of the generation
 };
+/// An mbarrier: arrivals and bytes still to come in this phase.
+struct Barrier {
+    u32 pending, expected, phase;
+    long long bytes;
+    void flip_if_complete() {
+        if (pending == 0 && bytes == 0) phase ^= 1, pending = expected;
+    }
+};
+struct Copy {
+    void* to;
+    const void* from;
+    u32 bytes;
+    Barrier* barrier;
+    void land() const {
+        memcpy(to, from, bytes);
+        barrier->bytes -= bytes;
+        barrier->flip_if_complete();
+    }
+};
 struct Shared {
     const void* site;
     std::vector<U32x4> words;
@@ -100,6 +124,9 @@ struct Launch {
     Fiber* current = nullptr;
     std::vector<Shared> shared;
     std::vector<U32x4> dynamic;
+    std::map<const void*, Barrier> barriers;
+    std::vector<Copy> copies; // on their way
+    bool late = false;
     const Entry* entry = nullptr;
     void** args = nullptr;
     u8* stacks = nullptr;
@@ -159,6 +186,8 @@ bool run_block(u32 threads, u64& random) {
     launch.live = threads;
     launch.arrived = launch.generation = 0;
     launch.shared.clear();
+    launch.barriers.clear();
+    launch.copies.clear();
     poison(launch.dynamic);
     for (u32 t = 0; t < threads; t++) {
         Warp& w = launch.warps[t / 32];
@@ -183,6 +212,13 @@ bool run_block(u32 threads, u64& random) {
             if (!launch.error.empty()) return false;
             progress = true;
             left -= fiber.done;
+        }
+        if (!progress && !launch.copies.empty()) {
+            size_t i = (random >> 40) % launch.copies.size(); // in any order
+            Copy copy = launch.copies[i];
+            launch.copies.erase(launch.copies.begin() + i);
+            copy.land();
+            continue;
         }
         if (!progress) {
             char text[160];
@@ -237,6 +273,29 @@ void* shared_array(const void* site, size_t bytes) {
     poison(launch.shared.back().words);
     return launch.shared.back().words.data();
 }
+void barrier_init(const void* bar, u32 count) { launch.barriers[bar] = {count, count, 0, 0}; }
+static Barrier& barrier_at(const void* bar) {
+    auto found = launch.barriers.find(bar);
+    if (found == launch.barriers.end()) fault("an mbarrier that was never initialised");
+    return found->second;
+}
+void barrier_arrive(const void* bar, u32 bytes) {
+    Barrier& b = barrier_at(bar);
+    if (b.pending == 0) fault("one arrival too many at an mbarrier");
+    b.pending--;
+    b.bytes += bytes;
+    b.flip_if_complete();
+}
+void barrier_wait(const void* bar, u32 parity) {
+    Barrier& b = barrier_at(bar);
+    if (b.phase == parity) wait_while(&b.phase, parity);
+}
+void copy_async(void* to, const void* from, u32 bytes, const void* bar) {
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16 || bytes % 16) fault("a bulk copy that is not in units of 16 bytes");
+    Copy copy = {to, from, bytes, &barrier_at(bar)};
+    if (launch.late) launch.copies.push_back(copy);
+    else copy.land();
+}
 u8* dynamic_shared() { return (u8*)launch.dynamic.data(); }
 } // namespace host
 
@@ -251,6 +310,7 @@ extern "C" int ponder_launch(const char* name, const u32* grid, u32 threads, u32
     launch.entry = entry;
     launch.args = args;
     launch.error.clear();
+    launch.late = seed & 1;
     launch.dynamic.resize((shared_bytes + 15) / 16);
     if (!need_stacks(threads)) launch.error = "no memory for the stacks of the fibers";
     here.block_dim = {threads, 1, 1};

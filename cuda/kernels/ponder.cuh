@@ -27,8 +27,9 @@ struct alignas(16) F32x4 {
 #else
 
 #define DEVICE __device__ __forceinline__
-/// A kernel's entry. `bounds` is its block size.
-#define KERNEL(bounds) extern "C" __global__ void __launch_bounds__(bounds)
+/// A kernel's entry. `bounds` is its block size. One block per multiprocessor is asked for, no more: left to
+/// itself the compiler trades registers for occupancy and spills a few bytes.
+#define KERNEL(bounds) extern "C" __global__ void __launch_bounds__(bounds, 1)
 /// Makes a kernel findable by name on the CPU; nothing on a GPU.
 #define EXPORT(name)
 /// A shared array. Every thread of the block must reach the declaration.
@@ -103,6 +104,35 @@ DEVICE void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// --- asynchronous copies (sm_90 and later) -------------------------------------------------------
+#if __CUDA_ARCH__ >= 900
+#define HAS_BULK_COPY 1
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+/// A barrier in shared memory that `count` arrivals and the bytes announced to it complete.
+DEVICE void mbarrier_init(u64* bar, u32 count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count) : "memory");
+}
+/// Makes fresh barriers visible to the copy engine; before the block's next barrier.
+DEVICE void mbarrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void mbarrier_arrive(u64* bar) {
+    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(shared_address(bar)) : "memory");
+}
+/// Arrives and announces `bytes` that copies will bring.
+DEVICE void mbarrier_arrive_expect(u64* bar, u32 bytes) {
+    asm volatile("{ .reg .b64 t; mbarrier.arrive.expect_tx.shared::cta.b64 t, [%0], %1; }" ::"r"(shared_address(bar)), "r"(bytes) : "memory");
+}
+/// Waits until the phase of that parity (0 for the first) is complete.
+DEVICE void mbarrier_wait(u64* bar, u32 parity) {
+    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra again; }" ::"r"(shared_address(bar)), "r"(parity) : "memory");
+}
+/// Starts a copy of `bytes` (a multiple of 16) to shared memory; its landing counts on `bar`.
+DEVICE void bulk_copy(void* to, const void* from, u32 bytes, u64* bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(bar)) : "memory");
+}
+#else
+#define HAS_BULK_COPY 0
+#endif
 
 // --- programmatic dependent launch -------------------------------------------------------------
 /// Blocks until the kernels before this one have written their results. First statement that

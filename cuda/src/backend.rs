@@ -14,6 +14,9 @@ use crate::weight::pack;
 /// CUDA programs on a device: the driver's, or the CPU that executes the same kernels.
 pub struct Cuda<D: Device> {
     device: D,
+    /// The largest scratch so far. Launches follow each other on one stream and scratch does not outlive
+    /// a launch, so one allocation serves every plan that fits it.
+    scratch: Option<Buffer<D>>,
 }
 
 /// Memory of a slot, freed with the last clone.
@@ -40,7 +43,7 @@ pub const ROW_BUCKETS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 128, 2
 impl<D: Device> Cuda<D> {
     /// The backend of `device`.
     pub fn on(device: D) -> Self {
-        Self { device }
+        Self { device, scratch: None }
     }
     /// The device itself, for counters and timers.
     pub fn device(&mut self) -> &mut D {
@@ -50,6 +53,22 @@ impl<D: Device> Cuda<D> {
         // Never nothing: an address is expected even of an empty slot.
         let memory = self.device.alloc(bytes.max(16), what)?;
         Ok(Buffer { memory: Rc::new(memory), bytes: bytes.max(16) })
+    }
+    /// Scratch of `bytes` in all, shared where the device allows it.
+    fn scratch(&mut self, bytes: usize) -> Result<Buffer<D>> {
+        if let Some(scratch) = self.scratch.as_ref().filter(|s| s.bytes >= bytes && self.device.shares_scratch()) {
+            return Ok(scratch.clone());
+        }
+        let buffer = self.allocate(bytes, "scratch")?;
+        self.scratch = Some(buffer.clone());
+        Ok(buffer)
+    }
+    /// Milliseconds of `times` launches in a row.
+    ///
+    /// # Errors
+    /// As those of a launch.
+    pub fn time_ms(&mut self, plan: &Plan<D>, times: usize) -> Result<f32> {
+        self.device.time_ms(&plan.work, times)
     }
     fn rejected(&self, what: String) -> Error {
         Error::Device { device: self.device.info().name.clone(), what: DeviceFault::Rejected(what) }
@@ -93,21 +112,25 @@ impl<D: Device> Backend for Cuda<D> {
         self.device.read(D::address(&buffer.memory), out)
     }
     fn compile(&mut self, program: &Program, bound: &Bound<Buffer<D>>) -> Result<Plan<D>> {
-        let mut buffers = Vec::with_capacity(program.slots.len() + 1);
+        let aligned = |bytes: usize| bytes.next_multiple_of(256);
+        let of_scratch = program.slots.iter().filter(|d| d.role == Role::Scratch);
+        let scratch_bytes: usize = of_scratch.map(|d| aligned(d.bytes())).sum();
+        let scratch = self.scratch(scratch_bytes + workspace_bytes(program))?;
+        let mut next = D::address(&scratch.memory);
+        let (mut buffers, mut addresses) = (vec![scratch], Vec::with_capacity(program.slots.len()));
         for decl in &program.slots {
-            buffers.push(match decl.role {
-                Role::Scratch => self.alloc(decl)?,
-                _ => bound
-                    .get(&decl.name)
-                    .cloned()
-                    .ok_or_else(|| self.rejected(format!("slot {:?} of {} is not bound", decl.name, program.name)))?,
-            });
+            if decl.role == Role::Scratch {
+                addresses.push(next);
+                next += aligned(decl.bytes()) as u64;
+                continue;
+            }
+            let unbound = || self.rejected(format!("slot {:?} of {} is not bound", decl.name, program.name));
+            let buffer = bound.get(&decl.name).ok_or_else(unbound)?;
+            addresses.push(D::address(&buffer.memory));
+            buffers.push(buffer.clone());
         }
-        let workspace = self.allocate(workspace_bytes(program), "workspace")?;
-        let addresses: Vec<u64> = buffers.iter().map(|b| D::address(&b.memory)).collect();
-        let list = record(program, &addresses, D::address(&workspace.memory))?;
+        let list = record(program, &addresses, next)?;
         let work = self.device.prepare(&program.name, list)?;
-        buffers.push(workspace);
         Ok(Plan { work, _buffers: buffers })
     }
     fn launch(&mut self, plan: &Plan<D>) -> Result<D::Pending> {

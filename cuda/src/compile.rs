@@ -15,7 +15,7 @@ use crate::record::{format_name, kv_name};
 
 /// Every module there is.
 pub fn modules() -> Vec<Module> {
-    let plain = ["norm", "elementwise", "sample"].map(|stem| Module { stem, variant: "" });
+    let plain = ["norm", "elementwise", "sample", "selftest"].map(|stem| Module { stem, variant: "" });
     let formats = Format::ALL
         .iter()
         .flat_map(|f| ["embed", "linear", "mlp"].map(|stem| Module { stem, variant: format_name(*f) }));
@@ -190,7 +190,7 @@ mod tests {
             stack_bytes: 8,
             spill_bytes: 4,
         };
-        assert_eq!(found, [expected.clone()]);
+        assert_eq!(found, std::slice::from_ref(&expected));
         assert_eq!(Budget::ours().violations(&found).len(), 2, "stack and spills in a hot kernel");
         let unknown = KernelUse { kernel: "unknown".into(), ..expected };
         assert!(Budget::ours().violations(&[unknown])[0].contains("no rule"));

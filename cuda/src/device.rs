@@ -50,6 +50,10 @@ pub trait Device: 'static {
     fn prepare(&mut self, name: &str, list: Vec<Dispatch>) -> Result<Self::Work>;
     /// Starts it.
     fn launch(&mut self, work: &Self::Work) -> Result<Self::Pending>;
+    /// Runs it `times` times in a row; milliseconds in all, by the device's own clock where it has one.
+    fn time_ms(&mut self, work: &Self::Work, times: usize) -> Result<f32>;
+    /// Whether plans may share the memory of their scratch: launches then never overlap.
+    fn shares_scratch(&self) -> bool;
     /// Waits for its end.
     fn wait(&mut self, pending: Self::Pending) -> Result<()>;
 }

@@ -153,6 +153,14 @@ impl Device for Emulator {
         }
         work.iter().try_for_each(|dispatch| self.run(dispatch))
     }
+    fn time_ms(&mut self, work: &Vec<Dispatch>, times: usize) -> Result<f32> {
+        let start = std::time::Instant::now();
+        (0..times).try_for_each(|_| self.launch(work))?;
+        Ok(start.elapsed().as_secs_f32() * 1e3)
+    }
+    fn shares_scratch(&self) -> bool {
+        false // fresh NaN for every plan
+    }
     fn wait(&mut self, (): ()) -> Result<()> {
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! library linked at build time, no atomic addition of floats, no sum whose order depends on the batch.
 
 pub mod backend;
+pub mod bench;
 pub mod compile;
 pub mod device;
 pub mod driver;

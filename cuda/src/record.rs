@@ -291,7 +291,7 @@ impl Recorder<'_> {
         Ok(())
     }
     fn check_head(&self, dim: usize) -> Result<()> {
-        if dim <= MAX_HEAD_DIM && dim % 8 == 0 {
+        if dim <= MAX_HEAD_DIM && dim.is_multiple_of(8) {
             return Ok(());
         }
         Err(unsupported(format!("heads of {dim} values: at most {MAX_HEAD_DIM}, in multiples of 8")))
@@ -335,7 +335,7 @@ impl Recorder<'_> {
     fn copy_blocks(&mut self, o: &CopyBlocks) -> Result<()> {
         let decl = self.program.decl(o.cache);
         let bytes = decl.bytes() / decl.shape[0].max(1);
-        if bytes % 16 != 0 {
+        if !bytes.is_multiple_of(16) {
             return Err(unsupported(format!("KV blocks of {bytes} bytes: not a multiple of 16")));
         }
         let args = Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(o.cache)).u32(bytes / 16);

@@ -11,8 +11,17 @@ macro_rules! kernels {
 pub const HEADERS: &[File] = kernels!["ponder.cuh", "weight.cuh", "product.cuh"];
 
 /// One file per op stem.
-pub const KERNELS: &[File] =
-    kernels!["attention.cu", "elementwise.cu", "embed.cu", "linear.cu", "mlp.cu", "norm.cu", "qkv.cu", "sample.cu",];
+pub const KERNELS: &[File] = kernels![
+    "attention.cu",
+    "elementwise.cu",
+    "embed.cu",
+    "linear.cu",
+    "mlp.cu",
+    "norm.cu",
+    "qkv.cu",
+    "sample.cu",
+    "selftest.cu",
+];
 
 /// The CPU's wrappers, its runtime, and a driver library over it.
 pub const HOST: &[File] = &[

@@ -7,7 +7,6 @@ use ponder_engine::request::Finish;
 use ponder_engine::schedule::Finished;
 use ponder_engine::{DeviceFault, Error, Result};
 
-
 /// Something new.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {

@@ -260,24 +260,6 @@ impl Driver {
         self.functions.insert(kernel.into(), function);
         Ok(function)
     }
-
-    /// Runs `work` `times` times in a row; milliseconds by the device's own clock.
-    ///
-    /// # Errors
-    /// As [`Device::launch`] and [`Device::wait`].
-    pub fn time_ms(&mut self, work: &Work, times: usize) -> Result<f32> {
-        let (start, end) = (Event::new()?, Event::new()?);
-        start.record(&self.stream)?;
-        for _ in 0..times {
-            work.enqueue(&self.stream, self.dependent_launch)?;
-        }
-        end.record(&self.stream)?;
-        end.wait(self.timeout, work.name())?;
-        let mut ms = 0.0;
-        // SAFETY: both events are recorded and over.
-        check(unsafe { sys::cuEventElapsedTime(&mut ms, start.0, end.0) }, "reading a timer")?;
-        Ok(ms)
-    }
 }
 
 impl Drop for Driver {
@@ -369,6 +351,22 @@ impl Device for Driver {
         let event = self.events.pop().map_or_else(Event::new, Ok)?;
         event.record(&self.stream)?;
         Ok(Pending { event, name: work.shared_name() })
+    }
+    fn time_ms(&mut self, work: &Work, times: usize) -> Result<f32> {
+        let (start, end) = (Event::new()?, Event::new()?);
+        start.record(&self.stream)?;
+        for _ in 0..times {
+            work.enqueue(&self.stream, self.dependent_launch)?;
+        }
+        end.record(&self.stream)?;
+        end.wait(self.timeout, work.name())?;
+        let mut ms = 0.0;
+        // SAFETY: both events are recorded and over.
+        check(unsafe { sys::cuEventElapsedTime(&mut ms, start.0, end.0) }, "reading a timer")?;
+        Ok(ms)
+    }
+    fn shares_scratch(&self) -> bool {
+        true
     }
     fn wait(&mut self, pending: Pending) -> Result<()> {
         pending.event.wait(self.timeout, &pending.name)?;

@@ -39,9 +39,7 @@ impl CostTable {
         let below = self.by_rows.range(..=rows).next_back();
         let above = self.by_rows.range(rows..).next();
         match (below, above) {
-            (Some((r0, t0)), Some((r1, t1))) if r0 != r1 => {
-                t0 + (t1 - t0) * (rows - r0) as f64 / (r1 - r0) as f64
-            }
+            (Some((r0, t0)), Some((r1, t1))) if r0 != r1 => t0 + (t1 - t0) * (rows - r0) as f64 / (r1 - r0) as f64,
             (Some((_, t)), Some(_)) | (None, Some((_, t))) => *t,
             (Some((r0, t0)), None) => {
                 // Beyond what was seen: the last slope, at least flat.

@@ -19,9 +19,10 @@ use super::progress::Loading;
 #[command(after_help = "Figures are medians over --repeats. Prefill: --batch prompts of --prompt-tokens random tokens,
 from the call to the first token of the last one. Decode: all of them generate at once, after
 their prompts; the time of --decode-tokens steps in which every one of them took part. Host time
-per step is the rest of that time: everything but the device's own work. The fraction of the
-memory bandwidth is bytes of weights and cache that a step must read, by the bytes that the same
-threads read in the same time when they do nothing else; it is measured on the CPU only.
+per step is the median over steps of all but the device's own work, from launch to end: plan,
+reserve, messages, inputs, apply, and waking threads. The fraction of the memory bandwidth is
+bytes of weights and cache that a step must read, by the bytes that the same threads read in
+the same time when they do nothing else; it is measured on the CPU only.
 
 Examples:
   ponder bench --model smollm2.gguf --backend cpu --threads 2
@@ -168,24 +169,36 @@ fn measure(engine: &Engine, args: &BenchArgs, answer: usize, salt: u64) -> Resul
     // From here on every step decodes one token of every request.
     let totals = || engine.handle().tracer().totals();
     let (first, from) = (totals(), Instant::now());
-    while totals().steps < first.steps + args.decode_tokens as u64 && advance(&mut generations[0])? {}
-    let (last, took) = (totals(), from.elapsed());
-    let steps = (last.steps - first.steps).max(1) as u32;
-    let host = took.saturating_sub(last.device_time - first.device_time);
+    let (mut last, mut at, mut hosts) = (first, from, Vec::new());
+    while last.steps < first.steps + args.decode_tokens as u64 && advance(&mut generations[0])? {
+        let (now, total) = (Instant::now(), totals());
+        if total.steps > last.steps {
+            let host = (now - at).saturating_sub(total.device_time - last.device_time);
+            hosts.push(host.as_secs_f64() * 1e6 / (total.steps - last.steps) as f64);
+            (last, at) = (total, now);
+        }
+    }
+    let (steps, took) = ((last.steps - first.steps).max(1), at - from);
     let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64();
     Ok(Sample {
         prefill_tokens_per_second: rate(args.batch * args.prompt_tokens, prefill),
         decode_tokens_per_second: rate(args.batch * steps as usize, took),
-        step_us: took.as_secs_f64() * 1e6 / f64::from(steps),
-        host_us: host.as_secs_f64() * 1e6 / f64::from(steps),
+        step_us: took.as_secs_f64() * 1e6 / steps as f64,
+        host_us: middle(hosts),
     })
 }
 
-fn median(samples: &[Sample], of: fn(&Sample) -> f64) -> f64 {
-    let mut values: Vec<f64> = samples.iter().map(of).collect();
+/// The median; 0 of nothing.
+fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    let n = values.len();
-    (values[(n - 1) / 2] + values[n / 2]) / 2.0
+    match values.len() {
+        0 => 0.0,
+        n => (values[(n - 1) / 2] + values[n / 2]) / 2.0,
+    }
+}
+
+fn median(samples: &[Sample], of: fn(&Sample) -> f64) -> f64 {
+    middle(samples.iter().map(of).collect())
 }
 
 fn report(args: &BenchArgs, engine: &Engine, samples: &[Sample], weights: u64, bandwidth: Option<f64>) {

@@ -71,6 +71,9 @@ pub fn run(args: RunArgs) -> Result<()> {
             json["logprobs"] = logprobs(&args.model, &prompt_ids, &completion.token_ids, n)?;
         }
         super::print_json(&json);
+    } else if completion.finish == Finish::Length && !args.output.quiet {
+        let while_thinking = if completion.text.is_empty() { ", while it still thought" } else { "" };
+        eprintln!("[cut off after {} tokens{while_thinking}]", completion.completion_tokens);
     }
     Ok(())
 }

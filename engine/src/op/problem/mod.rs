@@ -17,8 +17,7 @@ use crate::model::{Activation, Pairing};
 
 use attention::{attention, copy_blocks, qkv};
 use sampling::sampling;
-use small::{add_rms_norm, embed, gather, gated_mlp, head_norm, linear};
-
+use small::{add_rms_norm, embed, gated_mlp, gather, head_norm, linear};
 
 /// One problem: launches in order, then outputs to compare.
 #[derive(Clone, Debug)]
