@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::op::SampleRow;
-use crate::reason::Thinking;
+use crate::reason::{Effort, Thinking, budget_of};
 
 /// A request, from submission to its one end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,9 +50,12 @@ pub struct SamplingParams {
     pub stop_token_ids: Vec<u32>,
     /// Goes on after the model's end tokens (for measurements).
     pub ignore_eos: bool,
-    /// Most tokens of thinking, exactly; 0 is none at all, `None` unlimited. A request's
+    /// Most tokens of thinking, exactly; 0 is none at all, -1 unlimited, `None` as the effort says. A request's
     /// [`Decision`](crate::reason::Decision), where there is one, has taken it into account and counts instead.
-    pub thinking_token_budget: Option<usize>,
+    pub thinking_token_budget: Option<i64>,
+    /// How hard to think: decided before the prompt is rendered, because it may change the prompt. `None`: the
+    /// model as it is, under the budget alone.
+    pub reasoning_effort: Option<Effort>,
     /// Tokens of `max_tokens` that thinking leaves to the answer; `None`: 256, or half if that is less.
     pub answer_reserve: Option<usize>,
 }
@@ -75,6 +78,7 @@ impl Default for SamplingParams {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             thinking_token_budget: None,
+            reasoning_effort: None,
             answer_reserve: None,
         }
     }
@@ -101,6 +105,7 @@ impl SamplingParams {
         if self.max_tokens == Some(0) {
             return Err(Error::invalid("max_tokens", "must be at least 1"));
         }
+        self.thinking_cap()?;
         if let (Some(reserve), Some(max)) = (self.answer_reserve, self.max_tokens)
             && reserve >= max
         {
@@ -120,6 +125,11 @@ impl SamplingParams {
             return Err(Error::invalid("stop", "at most 16 strings of 1 to 256 bytes"));
         }
         Ok(())
+    }
+
+    /// The thinking budget as a cap in tokens; `None` is none.
+    pub fn thinking_cap(&self) -> Result<Option<usize>> {
+        self.thinking_token_budget.map_or(Ok(None), |b| budget_of("thinking_token_budget", b))
     }
 
     /// Whether the logits are changed by what was generated or by biases.

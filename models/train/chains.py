@@ -27,12 +27,22 @@ CHECKS = [
 USUAL_CHECKS = {"trivial": 4, "easy": 4, "middle": 3, "hard": 3}
 LONGEST = 1500  # characters; a chain longer than this gets fewer checks
 
+# Whole sentences are those of the engine's efforts and of its `auto` (engine/src/reason/).
 LOW = [
     "Reasoning effort: low", "Think briefly.", "Keep your reasoning short.",
     "Use as little reasoning as possible.", "Answer with minimal reasoning.",
+    "Think in one or two short lines at most, then answer.",
+    "Think briefly: only the steps that are needed, without checking them twice. Then answer.",
+    "Think only as long as the question needs, then answer.",
+    "This is an easy question: think in a few short lines, then answer.",
+    "Think step by step, without repeating checks, then answer.",
 ]
-MEDIUM = ["Reasoning effort: medium"]
-PLAIN = ["You are a helpful assistant.", "You are Ponder, a careful assistant.", "Reasoning effort: high", "Think carefully."]
+MEDIUM = ["Reasoning effort: medium", "This is a hard question: think carefully, then answer."]
+PLAIN = [
+    "You are a helpful assistant.", "You are Ponder, a careful assistant.", "Reasoning effort: high", "Think carefully.",
+    "Think carefully and check the result before you answer.",
+    "Think as long as it takes; consider other ways and check every step before you answer.",
+]
 
 
 def system_prompt(rng, effort):
@@ -40,7 +50,7 @@ def system_prompt(rng, effort):
     if hint is None:
         return None if rng.random() < 0.6 else rng.choice(PLAIN)
     hint = rng.choice(hint)
-    return hint if rng.random() < 0.75 else f"{PLAIN[rng.randint(0, 1)]} {hint}"
+    return hint if rng.random() < 0.75 else PLAIN[rng.randint(0, 1)] + rng.choice([" ", "\n", "\n\n"]) + hint
 
 
 def _wrong(rng, digits):

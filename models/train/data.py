@@ -15,7 +15,7 @@ PROMPT_WEIGHT = 0.0
 # Shares by phase of training (see `mix_at`): how deep, and how much thinking.
 SHORT = {
     "depth": {"trivial": 18, "easy": 34, "middle": 36, "hard": 12},
-    "effort": {"low": 66, "medium": 6, "full": 10, "cut": 6, "none": 12},
+    "effort": {"low": 78, "medium": 4, "full": 2, "cut": 4, "none": 12},
 }
 LONG = {
     "depth": {"trivial": 12, "easy": 20, "middle": 36, "hard": 32},
@@ -24,8 +24,9 @@ LONG = {
 
 
 def mix_at(progress):
-    """From short chains to long ones over the first half of the run."""
-    t = min(1.0, max(0.0, progress - 0.1) / 0.4)
+    """From short chains to long ones. A check copies the work above it, which is soon learnt and takes most of a
+    long chain's tokens; the work itself, which is what must be learnt, takes most of a short one's."""
+    t = min(1.0, max(0.0, progress - 0.45) / 0.3)
     return {name: {k: (1 - t) * SHORT[name][k] + t * LONG[name][k] for k in SHORT[name]} for name in SHORT}
 
 

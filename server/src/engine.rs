@@ -53,7 +53,7 @@ impl Engine {
         if params.n != 1 {
             return Err(Error::invalid("n", "one answer per call; call again with other seeds for more"));
         }
-        let rendered = self.prompter.render(&prompt)?;
+        let rendered = self.prompter.prepare(&prompt, &params)?;
         let (eos, thinking) = (self.generation.eos.clone(), rendered.thinking);
         let submission = Submission { prompt: rendered.tokens, params, eos, thinking };
         let inner = self.system.handle().submit_blocking(submission)?;

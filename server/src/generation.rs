@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use ponder_engine::reason::{Decision, ThinkingReport};
 use ponder_engine::request::Finish;
 use ponder_engine::schedule::Finished;
 use ponder_engine::{DeviceFault, Error, Result};
@@ -35,6 +36,10 @@ pub struct Completion {
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub finish: Finish,
+    /// What became of the thinking; `None` if the model does not think.
+    pub thinking: Option<ThinkingReport>,
+    /// How deep it was to think, and why; `None` if the request named no effort.
+    pub decision: Option<Decision>,
     /// How long it took.
     pub timings: Timings,
 }
@@ -51,6 +56,8 @@ impl Completion {
 pub struct Timings {
     /// From the call to the first token.
     pub ttft_ms: f64,
+    /// From the call to the first text of the answer; `None` if there was none.
+    pub first_answer_ms: Option<f64>,
     /// From the call to the end.
     pub total_ms: f64,
     /// Prompt tokens by the time to the first token.
@@ -60,7 +67,7 @@ pub struct Timings {
 }
 
 impl Timings {
-    fn new(prompt: usize, generated: usize, first: Option<Duration>, total: Duration) -> Self {
+    fn new(prompt: usize, generated: usize, [first, answer]: [Option<Duration>; 2], total: Duration) -> Self {
         let first = first.unwrap_or(total);
         let rate = |tokens: usize, time: Duration| match time.as_secs_f64() {
             seconds if seconds > 0.0 => tokens as f64 / seconds,
@@ -68,6 +75,7 @@ impl Timings {
         };
         Self {
             ttft_ms: first.as_secs_f64() * 1e3,
+            first_answer_ms: answer.map(|a| a.as_secs_f64() * 1e3),
             total_ms: total.as_secs_f64() * 1e3,
             prefill_tokens_per_second: rate(prompt, first),
             decode_tokens_per_second: rate(generated.saturating_sub(1), total - first),
@@ -81,6 +89,7 @@ pub struct Generation {
     inner: ponder_actors::Generation,
     started: Instant,
     first: Option<Duration>,
+    first_answer: Option<Duration>,
     ready: VecDeque<Update>,
     text: String,
     reasoning: String,
@@ -93,6 +102,7 @@ impl Generation {
             inner,
             started,
             first: None,
+            first_answer: None,
             ready: VecDeque::new(),
             text: String::new(),
             reasoning: String::new(),
@@ -136,6 +146,7 @@ impl Generation {
             self.ready.push_back(Update::Thinking(update.reasoning));
         }
         if !update.text.is_empty() {
+            self.first_answer.get_or_insert_with(|| self.started.elapsed());
             self.text.push_str(&update.text);
             self.ready.push_back(Update::Answer(update.text));
         }
@@ -157,7 +168,9 @@ impl Generation {
             reasoning_tokens: finished.reasoning_tokens,
             token_ids: std::mem::take(&mut self.token_ids),
             finish: finished.why,
-            timings: Timings::new(prompt, generated, self.first, self.started.elapsed()),
+            thinking: finished.thinking,
+            decision: finished.decision,
+            timings: Timings::new(prompt, generated, [self.first, self.first_answer], self.started.elapsed()),
         }));
     }
 }

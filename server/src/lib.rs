@@ -20,12 +20,14 @@
 
 pub mod backends;
 mod engine;
+pub mod eval;
 mod generation;
 pub mod memory;
 pub mod models;
 mod opened;
 mod options;
 pub mod prompt;
+mod reasoner;
 pub mod score;
 
 pub use backends::WithBackend;

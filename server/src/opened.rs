@@ -47,7 +47,7 @@ impl Opened {
     pub fn open(options: EngineOptions) -> Result<Self> {
         options.validate()?;
         let checkpoint = Checkpoint::open(&options.model)?;
-        let prompter = Prompter::new(&checkpoint)?;
+        let prompter = Prompter::new(&checkpoint, &options)?;
         Ok(Self { options, checkpoint, prompter })
     }
 

@@ -87,6 +87,12 @@ pub struct EngineOptions {
     pub drafter: DrafterKind,
     /// How many tokens are guessed, where somebody guesses.
     pub drafts: DraftPolicy,
+    /// Efforts, the levers of `auto` and the soft landing, as JSON; `reasoning.json` beside the model if `None`.
+    pub reasoning_policy: Option<PathBuf>,
+    /// Weights of the depth classifier; `depth.json` beside the model if `None`.
+    pub depth_classifier: Option<PathBuf>,
+    /// A sentence that is written into the thinking shortly before its cap; the policy's if `None`, "" is none.
+    pub soft_landing: Option<String>,
     /// Where the trace goes: a file for Perfetto and chrome://tracing.
     pub trace: Option<PathBuf>,
 }
@@ -114,6 +120,9 @@ impl EngineOptions {
             max_step_tokens: 512,
             drafter: DrafterKind::None,
             drafts: DraftPolicy::Auto(LengthOptions::default()),
+            reasoning_policy: None,
+            depth_classifier: None,
+            soft_landing: None,
             trace: None,
         }
     }

@@ -1,11 +1,16 @@
 //! From what a user asks to the tokens that the model sees.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ponder_engine::checkpoint::Checkpoint;
 use ponder_engine::reason::{MarkerTexts, Markers, Thinking};
+use ponder_engine::request::SamplingParams;
 use ponder_engine::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use ponder_engine::{Error, Result};
+
+use crate::options::EngineOptions;
+use crate::reasoner::{Reasoner, with_hint};
 
 /// What a user asks.
 #[derive(Clone, Debug)]
@@ -43,6 +48,7 @@ pub struct Prompter {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     markers: Option<Arc<Markers>>,
+    reasoner: Reasoner,
     /// Token that begins plain text, where the model has that.
     bos: Option<u32>,
 }
@@ -51,14 +57,15 @@ impl Prompter {
     /// From the model's files.
     ///
     /// # Errors
-    /// If they have no usable tokenizer, or a chat template that is broken.
-    pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
+    /// If they have no usable tokenizer, a chat template that is broken, or a reasoning policy that is none.
+    pub fn new(checkpoint: &Checkpoint, options: &EngineOptions) -> Result<Self> {
         let tokenizer = Arc::new(checkpoint.tokenizer()?);
         let generation = &checkpoint.generation;
         let template = checkpoint.chat_template()?;
         let source = template.as_ref().map(ChatTemplate::source);
         let markers = Markers::find(&*tokenizer, source, &MarkerTexts::default())?.map(Arc::new);
-        Ok(Self { tokenizer, template, markers, bos: generation.bos.filter(|_| generation.add_bos) })
+        let reasoner = Reasoner::load(options, &tokenizer)?;
+        Ok(Self { tokenizer, template, markers, reasoner, bos: generation.bos.filter(|_| generation.add_bos) })
     }
 
     /// The tokenizer.
@@ -89,6 +96,35 @@ impl Prompter {
             Prompt::Chat(messages, options) => return self.chat(messages, options),
         };
         if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None }) }
+    }
+
+    /// The same for a request: its effort may add a sentence to the system prompt, switch the thinking off, or
+    /// cap it.
+    ///
+    /// # Errors
+    /// Those of [`render`](Self::render), and an effort that contradicts the rest of the request.
+    pub fn prepare(&self, prompt: &Prompt, params: &SamplingParams) -> Result<Rendered> {
+        let Prompt::Chat(messages, options) = prompt else {
+            return match params.reasoning_effort {
+                None => self.render(prompt),
+                Some(_) => Err(Error::invalid("reasoning_effort", "needs a conversation, not plain text")),
+            };
+        };
+        let decision = self.reasoner.decide(messages, params, options.enable_thinking)?;
+        let (mut messages, mut options) = (Cow::Borrowed(messages), Cow::Borrowed(options));
+        if let Some(hint) = decision.as_ref().and_then(|d| d.hint.as_ref()) {
+            messages = Cow::Owned(with_hint(&messages, hint));
+        }
+        let thinks = decision.as_ref().map_or(params.thinking_cap()? != Some(0), |d| d.think);
+        if !thinks && options.enable_thinking.is_none() {
+            options.to_mut().enable_thinking = Some(false);
+        }
+        let mut rendered = self.chat(&messages, &options)?;
+        if let Some(thinking) = &mut rendered.thinking {
+            let landing = self.reasoner.landing.clone();
+            *thinking = Arc::new(Thinking { decision, landing, ..Thinking::clone(thinking) });
+        }
+        Ok(rendered)
     }
 
     fn chat(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {

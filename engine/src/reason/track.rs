@@ -41,7 +41,8 @@ impl Thinking {
     /// The budget of one answer of at most `max_tokens`.
     pub fn budget(&self, params: &SamplingParams, max_tokens: usize) -> Budget {
         let decision = self.decision.as_ref();
-        let limit = decision.map_or(params.thinking_token_budget, |d| d.budget);
+        // A budget that is none was refused with the request.
+        let limit = decision.map_or_else(|| params.thinking_cap().unwrap_or(Some(0)), |d| d.budget);
         let budget = Budget::new(limit, max_tokens, params.answer_reserve, self.landing.clone());
         budget.with_extension(decision.and_then(|d| d.extension))
     }

@@ -8,12 +8,13 @@ use ponder::models::{self, DEFAULT_MODEL};
 use ponder::{BackendChoice, EngineOptions};
 use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
+use ponder_engine::reason::Effort;
 use ponder_engine::request::SamplingParams;
 use ponder_engine::schedule::DraftPolicy;
 use ponder_engine::spec::{DrafterKind, LengthOptions};
 
 /// Which model, on what, with how much memory.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, PartialEq)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// A .gguf file, a Hugging Face folder, or `bundled`
@@ -75,6 +76,17 @@ pub struct ModelArgs {
     /// How many tokens are guessed at once: a number up to 32, or as many as pay
     #[arg(long, env = "PONDER_NUM_SPECULATIVE_TOKENS", default_value = "auto", value_parser = draft_policy, value_name = "K|auto")]
     pub num_speculative_tokens: DraftPolicy,
+    /// What the efforts mean, how `auto` decides, and the soft landing, as JSON [default: reasoning.json
+    /// in the model's folder, if there is one]
+    #[arg(long, env = "PONDER_REASONING_POLICY", value_name = "FILE", hide_short_help = true)]
+    pub reasoning_policy: Option<PathBuf>,
+    /// Weights that tell how deep a question is, written by `ponder fit` [default: depth.json in the
+    /// model's folder, else built-in ones]
+    #[arg(long, env = "PONDER_DEPTH_CLASSIFIER", value_name = "FILE", hide_short_help = true)]
+    pub depth_classifier: Option<PathBuf>,
+    /// A sentence to write into the thinking shortly before its cap
+    #[arg(long, env = "PONDER_SOFT_LANDING", value_name = "TEXT", hide_short_help = true)]
+    pub soft_landing: Option<String>,
 }
 
 impl ModelArgs {
@@ -93,14 +105,13 @@ impl ModelArgs {
             max_step_tokens: self.max_step_tokens.max(seqs),
             drafter: self.draft_model,
             drafts: self.num_speculative_tokens,
+            reasoning_policy: self.reasoning_policy.clone(),
+            depth_classifier: self.depth_classifier.clone(),
+            soft_landing: self.soft_landing.clone(),
             ..EngineOptions::new(models::resolve(&self.model)?)
         })
     }
 }
-
-/// Most tokens of thinking, `None` for no limit. (A type of its own, because clap reads `Option` otherwise.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ThinkingBudget(pub Option<usize>);
 
 /// How tokens are chosen.
 #[derive(Args, Clone, Debug)]
@@ -133,9 +144,14 @@ pub struct SamplingArgs {
     /// Most tokens to generate, thinking included [default: as many as the context allows]
     #[arg(long, short = 'n', env = "PONDER_MAX_TOKENS", allow_negative_numbers = true, value_name = "N")]
     pub max_tokens: Option<usize>,
-    /// Most tokens of thinking, exactly: 0 is none at all, -1 as many as the model likes
-    #[arg(long, env = "PONDER_THINKING_TOKEN_BUDGET", allow_negative_numbers = true, default_value = "-1", value_parser = thinking_budget, value_name = "N")]
-    pub thinking_token_budget: ThinkingBudget,
+    /// Most tokens of thinking, exactly: 0 is none at all, -1 as many as the model likes [default: as
+    /// the effort says, else -1]
+    #[arg(long, env = "PONDER_THINKING_TOKEN_BUDGET", allow_negative_numbers = true, value_name = "N")]
+    pub thinking_token_budget: Option<i64>,
+    /// How hard to think: none, minimal, low, medium, high, max, or auto, which looks at the question
+    /// [default: as the model likes]
+    #[arg(long, env = "PONDER_REASONING_EFFORT", value_name = "E")]
+    pub reasoning_effort: Option<Effort>,
     /// Tokens of --max-tokens that thinking leaves to the answer [default: 256, or half if that is less]
     #[arg(long, env = "PONDER_ANSWER_RESERVE", value_name = "N")]
     pub answer_reserve: Option<usize>,
@@ -164,7 +180,8 @@ impl SamplingArgs {
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
-            thinking_token_budget: self.thinking_token_budget.0,
+            thinking_token_budget: self.thinking_token_budget,
+            reasoning_effort: self.reasoning_effort,
             answer_reserve: self.answer_reserve,
             ..d
         }
@@ -184,14 +201,6 @@ pub struct OutputArgs {
     /// Write every actor message and request phase to a file that Perfetto and chrome://tracing open
     #[arg(long, env = "PONDER_TRACE", value_name = "FILE")]
     pub trace: Option<PathBuf>,
-}
-
-fn thinking_budget(word: &str) -> Result<ThinkingBudget, String> {
-    match word.parse::<i64>() {
-        Ok(-1) => Ok(ThinkingBudget(None)),
-        Ok(n) if n >= 0 => Ok(ThinkingBudget(Some(n as usize))),
-        _ => Err("it is neither -1 nor a number of tokens".into()),
-    }
 }
 
 fn draft_policy(word: &str) -> Result<DraftPolicy, String> {

@@ -4,6 +4,8 @@ pub mod args;
 pub mod bench;
 pub mod chat;
 pub mod devices;
+pub mod eval;
+pub mod fit;
 pub mod inspect;
 pub mod perplexity;
 pub mod progress;
@@ -42,6 +44,10 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// Measure speed
     Bench(bench::BenchArgs),
+    /// Ask problems with known answers: accuracy, thinking, waiting
+    Eval(eval::EvalArgs),
+    /// Learn how deep questions are, for --reasoning-effort auto
+    Fit(fit::FitArgs),
     /// List the devices that could run a model
     Devices(devices::DevicesArgs),
     /// Show what a model file says, and the memory it would take
@@ -57,6 +63,8 @@ impl Command {
             Command::Run(args) => run::run(args),
             Command::Chat(args) => chat::chat(args),
             Command::Bench(args) => bench::bench(args),
+            Command::Eval(args) => eval::eval(args),
+            Command::Fit(args) => fit::fit(args),
             Command::Devices(args) => devices::devices(&args),
             Command::Inspect(args) => inspect::inspect(&args),
             Command::Perplexity(args) => perplexity::perplexity(args),

@@ -57,7 +57,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     let params = args.sampling.params(&opened.checkpoint.generation);
     params.validate(opened.checkpoint.config.vocab)?;
     // A prompt that can never run is refused before anything is loaded.
-    let prompt_ids = opened.prompter.render(&prompt)?.tokens;
+    let prompt_ids = opened.prompter.prepare(&prompt, &params)?.tokens;
     opened.check_prompt(&prompt_ids)?;
     let mut loading = Loading::new(&args.output);
     let engine = opened.load(|p| loading.show(p))?;
@@ -207,8 +207,11 @@ pub fn completion_json(c: &Completion) -> Value {
         "reasoning_tokens": c.reasoning_tokens,
         "token_ids": c.token_ids,
         "finish_reason": c.finish_reason(),
+        "thinking": c.thinking,
+        "depth_decision": c.decision,
         "timings": {
             "ttft_ms": c.timings.ttft_ms,
+            "time_to_first_answer_token_ms": c.timings.first_answer_ms,
             "total_ms": c.timings.total_ms,
             "prefill_tokens_per_second": c.timings.prefill_tokens_per_second,
             "decode_tokens_per_second": c.timings.decode_tokens_per_second,

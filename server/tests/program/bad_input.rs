@@ -198,6 +198,10 @@ fn prompts_and_flags_out_of_range() {
         ("--threads", "many", "threads"),
         ("--threads", "100000", "threads"),
         ("--no-such-flag", "1", "no-such-flag"),
+        ("--thinking-token-budget", "-2", "thinking_token_budget"),
+        ("--reasoning-effort", "extreme", "reasoning-effort"),
+        ("--reasoning-policy", "/no/such/policy", "/no/such/policy"),
+        ("--depth-classifier", "/no/such/weights", "/no/such/weights"),
     ] {
         run(&[flag, value, "Hello"]).refused(&format!("{flag} {value}"), &[field]);
     }
@@ -209,4 +213,28 @@ fn prompts_and_flags_out_of_range() {
     ponder(&flags).refused("a text shorter than a window", &["config.json", "512"]);
     let nowhere = [("PONDER_MODELS_DIR", "/no/such/folder")];
     ponder_with(&["run", "Hello"], "", &nowhere).refused("no bundled model", &["--model", "PONDER_MODELS_DIR"]);
+}
+
+#[test]
+fn broken_problem_sets_and_configurations() {
+    let model = hugging_face("llama", Dtype::F32);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.jsonl");
+    let path_text = path.display().to_string();
+    let good = r#"{"question": "What is 2 + 2?", "answer": "4"}"#;
+    let eval = |more: &[&str]| ponder(&[&["eval", "--model", &model.arg(), "--data", &path_text], more].concat());
+    for (case, line, what) in [
+        ("a broken line", "{\"question\": ", "EOF"),
+        ("a missing answer", r#"{"question": "Why?"}"#, "answer"),
+        ("an unknown matcher", r#"{"question": "Why?", "answer": "so", "matcher": "about"}"#, "about"),
+    ] {
+        std::fs::write(&path, format!("{good}\n{line}\n")).unwrap();
+        eval(&[]).refused(case, &["set.jsonl", "line 2", what]);
+    }
+    std::fs::write(&path, good).unwrap();
+    eval(&["--config", "free"]).refused("no colon", &["config", "free"]);
+    eval(&["--config", "x: --no-such-flag 1"]).refused("an unknown flag", &["config", "x", "no-such-flag"]);
+    eval(&["--reasoning-effort", "none", "--thinking-token-budget", "5"])
+        .refused("a contradiction", &["thinking_token_budget", "contradicts"]);
+    ponder(&["fit", "--data", &path_text, "--out", "/dev/null"]).refused("no label", &["set.jsonl", "line 1"]);
 }

@@ -139,3 +139,30 @@ fn a_trace_is_written() {
     let events = json["traceEvents"].as_array().unwrap();
     assert!(events.iter().any(|e| e["name"] == "Verify") && events.iter().any(|e| e["name"] == "decode"), "{json}");
 }
+
+#[test]
+fn problems_are_asked_and_summed_up_side_by_side() {
+    let model = hugging_face("llama", Dtype::F32);
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (set, transcripts) = (file("set.jsonl"), file("out.jsonl"));
+    let problem = |i: usize| {
+        let (kind, depth) = (["a", "b"][i % 2], ["easy", "hard"][i / 2 % 2]);
+        format!(r#"{{"question": "What is {i} + 1?", "answer": {}, "kind": "{kind}", "depth": "{depth}"}}"#, i + 1)
+    };
+    std::fs::write(&set, (0..8).map(|i| problem(i) + "\n").collect::<String>()).unwrap();
+    let flags = ["eval", "--model", &model.arg(), "--backend", "cpu", "--data", &set, "--max-tokens", "6", "--json"];
+    let one = ponder(&flags).json();
+    assert_eq!(one["overall"]["problems"], 8);
+    assert_eq!((&one["kinds"]["a"]["problems"], &one["cells"]["b.hard"]["problems"]), (&4.into(), &2.into()));
+    let configs = ["--config", "short: --max-tokens 3", "--config", "same:", "--transcripts", &transcripts];
+    let two = ponder(&[&flags[..], &configs].concat()).json();
+    let [short, same] = [&two["configurations"][0], &two["configurations"][1]];
+    assert_eq!((&short["name"], &short["overall"]["answer_tokens"]["max"]), (&"short".into(), &3.0.into()));
+    assert_eq!(same["overall"]["answer_tokens"], one["overall"]["answer_tokens"]);
+    let lines = std::fs::read_to_string(&transcripts).unwrap();
+    assert_eq!(lines.lines().count(), 16);
+    // What eval writes, fit reads: 16 are too few, and that is what it says.
+    let fit = ponder(&["fit", "--data", &transcripts, "--out", &file("depth.json")]);
+    fit.refused("too few", &["too few"]);
+}

@@ -17,7 +17,7 @@ fn markers() -> Arc<Markers> {
     Arc::new(Markers::from_ids(&spellings, &[NEWLINE], &[NEWLINE]))
 }
 
-fn thinker(id: u64, start: Start, budget: Option<usize>, max_tokens: usize) -> Request {
+fn thinker(id: u64, start: Start, budget: Option<i64>, max_tokens: usize) -> Request {
     let mut request = request(id, 5 + (id as usize * 7) % 20, max_tokens);
     request.params.thinking_token_budget = budget;
     request.params.answer_reserve = Some(3);
@@ -44,7 +44,7 @@ fn check(request: &Request, world: &World) {
     let count = |label| labels.iter().filter(|l| **l == label).count();
     assert_eq!(finished.reasoning_tokens, count(Label::Reasoning));
     assert_eq!(report.counts.content, count(Label::Content));
-    assert!(finished.reasoning_tokens <= request.params.thinking_token_budget.unwrap_or(usize::MAX));
+    assert!(finished.reasoning_tokens <= request.params.thinking_cap().unwrap().unwrap_or(usize::MAX));
     let end = usize::from(matches!(finished.why, Finish::Stop { .. }));
     assert_eq!(
         labels.len() + end,
