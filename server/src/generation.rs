@@ -39,7 +39,7 @@ pub struct Completion {
     /// What became of the thinking; `None` if the model does not think.
     pub thinking: Option<ThinkingReport>,
     /// How deep it was to think, and why; `None` if the request named no effort.
-    pub decision: Option<Decision>,
+    pub decision: Option<Box<Decision>>,
     /// How long it took.
     pub timings: Timings,
 }
@@ -169,7 +169,7 @@ impl Generation {
             token_ids: std::mem::take(&mut self.token_ids),
             finish: finished.why,
             thinking: finished.thinking,
-            decision: finished.decision,
+            decision: finished.decision.map(Box::new),
             timings: Timings::new(prompt, generated, [self.first, self.first_answer], self.started.elapsed()),
         }));
     }

@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn hints_join_the_system_prompt() {
         let user = Message::new("user", "Hi");
-        assert_eq!(with_hint(&[user.clone()], "Be brief.")[0], Message::new("system", "Be brief."));
+        assert_eq!(with_hint(std::slice::from_ref(&user), "Be brief.")[0], Message::new("system", "Be brief."));
         let both = with_hint(&[Message::new("system", "Speak French."), user], "Be brief.");
         assert_eq!((both[0].content.as_str(), both.len()), ("Speak French.\n\nBe brief.", 2));
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Command, FromArgMatches};
 use ponder::eval::report::side_by_side;
 use ponder::eval::{Outcome, Problem, Report, read_problems, run};
-use ponder::{Engine, Opened};
+use ponder::{Engine, Opened, Prompt};
 use ponder_engine::Error;
 use serde_json::json;
 
@@ -153,6 +153,8 @@ fn load(args: &EvalArgs) -> Result<Engine> {
     let mut opened = Opened::open(options)?;
     let params = args.sampling.params(&opened.checkpoint.generation);
     params.validate(opened.checkpoint.config.vocab)?;
+    // What can never be asked is refused before anything is loaded.
+    opened.prompter.prepare(&Prompt::user("?"), &params)?;
     let (o, config) = (&mut opened.options, &opened.checkpoint.config);
     let len = o.max_model_len.unwrap_or(ponder::DEFAULT_MODEL_LEN).min(config.context);
     let whole = (len * args.batch * config.kv_bytes_per_token(o.kv_cache_dtype)) as u64;

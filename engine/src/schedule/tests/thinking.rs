@@ -110,7 +110,7 @@ fn thousands_of_random_requests() {
         let starts = [Start::Fresh, Start::Thinking, Start::Closed];
         let requests: Vec<Request> = (0..6)
             .map(|i| {
-                let budget = (below(4) > 0).then(|| below(15) as usize);
+                let budget = (below(4) > 0).then(|| below(15) as i64);
                 thinker(u64::from(seed * 10 + i), starts[below(3) as usize], budget, 8 + below(30) as usize)
             })
             .collect();
