@@ -16,7 +16,7 @@ pub enum Update {
     /// More of the answer.
     Answer(String),
     /// The end, once.
-    Done(Completion),
+    Done(Box<Completion>),
 }
 
 /// A finished answer.
@@ -157,7 +157,7 @@ impl Choices {
         }
         if let Some(finished) = update.finish {
             let answer = std::mem::take(answer);
-            self.ready.push_back((choice, Update::Done(answer.completion(finished, now))));
+            self.ready.push_back((choice, Update::Done(Box::new(answer.completion(finished, now)))));
         }
     }
 }
@@ -211,7 +211,7 @@ impl Generation {
     /// If the request failed.
     pub fn complete(mut self) -> Result<Completion> {
         let done = self.find_map(|update| match update {
-            Update::Done(completion) => Some(completion),
+            Update::Done(completion) => Some(*completion),
             Update::Thinking(_) | Update::Answer(_) => None,
         });
         let failed = |reason: &str| Error::Device { device: "engine".into(), what: DeviceFault::Lost(reason.into()) };

@@ -52,7 +52,9 @@ fn fail(message: &str) -> ! {
 fn init_log(command: &cli::Command) {
     use tracing_subscriber::EnvFilter;
     let (default, json) = match command {
-        cli::Command::Serve(args) => ("warn,ponder::http=info,ponder::request=info,ponder::prompt=info", args.json_log()),
+        cli::Command::Serve(args) => {
+            ("warn,ponder::http=info,ponder::request=info,ponder::prompt=info", args.json_log())
+        }
         _ => ("warn", false),
     };
     let filter = EnvFilter::try_from_env("PONDER_LOG").unwrap_or_else(|_| EnvFilter::new(default));

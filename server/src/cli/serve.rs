@@ -157,7 +157,8 @@ pub fn serve(args: ServeArgs) -> Result<()> {
     let mut engine = args.model.options(args.max_num_seqs)?;
     engine.trace.clone_from(&args.output.trace);
     engine.max_wait = Some(options.limits.queue_wait).filter(|w| !w.is_zero());
-    let names = if args.served_model_name.is_empty() { vec![default_name(&args.model.model)] } else { args.served_model_name };
+    let names =
+        if args.served_model_name.is_empty() { vec![default_name(&args.model.model)] } else { args.served_model_name };
     let opened = Opened::open(engine)?;
     let mut loading = Loading::new(&args.output);
     let engine = opened.load(|p| loading.show(p))?;

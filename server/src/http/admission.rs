@@ -125,7 +125,9 @@ mod tests {
         let limits = Limits { queued: 2, tokens: 1000, per_key: 3, ..Limits::default() };
         let admission = Admission::new(2, &limits);
         let take = |answers, tokens, key| {
-            admission.take(Load { answers, tokens }, KeyId(key)).map_err(|e| (e.status.as_u16(), e.retry_after.is_some()))
+            admission
+                .take(Load { answers, tokens }, KeyId(key))
+                .map_err(|e| (e.status.as_u16(), e.retry_after.is_some()))
         };
         assert_eq!(take(5, 1, 0).err(), Some((400, false)), "never");
         assert_eq!(take(1, 1001, 0).err(), Some((400, false)));
@@ -138,6 +140,6 @@ mod tests {
         drop((first, second));
         assert_eq!(admission.in_flight(), Load { answers: 0, tokens: 0 });
         assert!(admission.counts().keys.is_empty());
-        take(4, 1000, 2).err().map_or((), |e| assert_eq!(e, (429, true)));
+        assert_eq!(take(4, 1000, 2).err(), Some((429, true)), "more than its share, even alone");
     }
 }

@@ -113,7 +113,9 @@ mod tests {
         let options = ServeOptions { api_keys: vec!["one".into(), "two".into()], ..ServeOptions::default() };
         let access = Access::new(&options);
         let ask = |path: &str, name: &'static str, value: &str| {
-            access.check(path, &headers(&[("host", "localhost:8000"), (name, value)]), None).map_err(|e| e.status.as_u16())
+            access
+                .check(path, &headers(&[("host", "localhost:8000"), (name, value)]), None)
+                .map_err(|e| e.status.as_u16())
         };
         assert_eq!(ask("/v1/models", "authorization", "Bearer two"), Ok(KeyId(1)));
         assert_eq!(ask("/v1/models", "authorization", "bearer one"), Ok(KeyId(0)));

@@ -181,9 +181,7 @@ impl ResponseError for ApiError {
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         match error {
-            Error::Invalid { field, message } if field == "engine" => {
-                Self::unavailable("shutting_down", message, 5)
-            }
+            Error::Invalid { field, message } if field == "engine" => Self::unavailable("shutting_down", message, 5),
             Error::Invalid { field, message } => {
                 let too_long = field == "prompt" && message.contains("leave no room");
                 let error = Self::invalid(field, message);

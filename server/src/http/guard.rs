@@ -67,7 +67,8 @@ pub async fn guard(
                 Ok(outcome) => outcome.map(ServiceResponse::map_into_boxed_body),
                 Err(_) => {
                     tracing::error!(target: "ponder::http", request_id, "a handler panicked");
-                    Err(InternalError::from_response("panic", ApiError::internal("internal error").error_response()).into())
+                    Err(InternalError::from_response("panic", ApiError::internal("internal error").error_response())
+                        .into())
                 }
             }
         }

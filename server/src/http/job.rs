@@ -152,7 +152,7 @@ impl Job {
             }
             Finish::Stop { .. } | Finish::StopString { .. } | Finish::Length => {}
         }
-        let with_prompt = index % self.per_prompt == 0;
+        let with_prompt = index.is_multiple_of(self.per_prompt);
         self.usage.add(done, with_prompt);
         self.model.metrics.finished(done, with_prompt);
         tracing::info!(
@@ -182,7 +182,7 @@ impl Job {
         let mut done: Vec<Option<Completion>> = (0..self.answers).map(|_| None).collect();
         while let Some((index, update)) = self.next().await? {
             if let Update::Done(completion) = update {
-                done[index] = Some(completion);
+                done[index] = Some(*completion);
             }
         }
         Ok(done.into_iter().flatten().collect())

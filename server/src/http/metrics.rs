@@ -36,7 +36,8 @@ struct Finished {
 }
 
 /// Seconds, as vLLM cuts them.
-const SECONDS: [f64; 16] = [0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1200.0];
+const SECONDS: [f64; 16] =
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1200.0];
 /// Tokens, as vLLM cuts them.
 const TOKENS: [f64; 14] =
     [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 50_000.0];
@@ -93,10 +94,14 @@ impl Metrics {
             registry.register(metric, help, family.clone());
             family.get_or_create(&label).clone()
         };
-        let inter_token = histogram("vllm:inter_token_latency_seconds", "Between two pieces of text of an answer", seconds);
+        let inter_token =
+            histogram("vllm:inter_token_latency_seconds", "Between two pieces of text of an answer", seconds);
         let first_token = histogram("vllm:time_to_first_token_seconds", "From arrival to the first text", seconds);
-        let first_answer =
-            histogram("ponder:time_to_first_answer_token_seconds", "From arrival to the first text of the answer", seconds);
+        let first_answer = histogram(
+            "ponder:time_to_first_answer_token_seconds",
+            "From arrival to the first text of the answer",
+            seconds,
+        );
         let whole = histogram("vllm:e2e_request_latency_seconds", "From arrival to the end of an answer", seconds);
         let request_prompt = histogram("vllm:request_prompt_tokens", "Tokens of a prompt", tokens);
         let request_generation = histogram("vllm:request_generation_tokens", "Tokens of an answer", tokens);
@@ -241,7 +246,8 @@ impl Metrics {
                 sum += count;
                 let _ = writeln!(out, "{queue}_bucket{{{labels},le=\"{bound}\"}} {sum}");
             }
-            let _ = writeln!(out, "{queue}_sum{{{labels}}} {}\n{queue}_count{{{labels}}} {sum}", a.queue_us as f64 / 1e6);
+            let _ =
+                writeln!(out, "{queue}_sum{{{labels}}} {}\n{queue}_count{{{labels}}} {sum}", a.queue_us as f64 / 1e6);
         }
         let busy = "ponder:actor_busy_seconds";
         let _ = writeln!(out, "# HELP {busy} Time that an actor spent on messages.\n# TYPE {busy} counter");
@@ -253,7 +259,10 @@ impl Metrics {
             ("ponder:steps", "Steps planned", view.step as f64),
             ("ponder:device_seconds", "Time of steps on the device", view.device_us as f64 / 1e6),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} counter\n{name}_total{{model_name=\"{model}\"}} {value}");
+            let _ = writeln!(
+                out,
+                "# HELP {name} {help}.\n# TYPE {name} counter\n{name}_total{{model_name=\"{model}\"}} {value}"
+            );
         }
     }
 }

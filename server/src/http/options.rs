@@ -35,7 +35,10 @@ impl std::str::FromStr for ReasoningField {
             "both" => Ok(Self::Both),
             "reasoning_content" => Ok(Self::ReasoningContent),
             "reasoning" => Ok(Self::Reasoning),
-            _ => Err(Error::invalid("reasoning-field", format!("{word:?} is none of both, reasoning_content, reasoning"))),
+            _ => Err(Error::invalid(
+                "reasoning-field",
+                format!("{word:?} is none of both, reasoning_content, reasoning"),
+            )),
         }
     }
 }
@@ -132,7 +135,10 @@ impl ServeOptions {
             return Err(Error::invalid("api-key", "is empty, or has characters that no header can carry"));
         }
         if !self.host.is_loopback() && self.api_keys.is_empty() && !self.insecure_no_auth {
-            let why = format!("{} can be reached by others; set --api-key, or --insecure-no-auth if that is meant", self.host);
+            let why = format!(
+                "{} can be reached by others; set --api-key, or --insecure-no-auth if that is meant",
+                self.host
+            );
             return Err(Error::invalid("host", why));
         }
         Ok(())

@@ -13,11 +13,9 @@ use crate::http::options::ReasoningField;
 use crate::http::prompt::{ChatPrompt, messages, render};
 use crate::http::sse::{self, Frames, Gone, Sender};
 use crate::http::state::State;
-use crate::http::wire::chat::{
-    AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChatRequest, ChunkChoice, Delta,
-};
-use crate::http::wire::usage::{Timings, Usage, stop_reason};
 use crate::http::wire::FINGERPRINT;
+use crate::http::wire::chat::{AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChatRequest, ChunkChoice, Delta};
+use crate::http::wire::usage::{Timings, Usage, stop_reason};
 use crate::{Completion, Update};
 
 /// Under which names thinking is sent, if it is.
@@ -52,8 +50,7 @@ pub async fn chat(request: HttpRequest, state: Data<State>, payload: Payload) ->
     if asked.separate_reasoning == Some(false) {
         return Err(ApiError::invalid("separate_reasoning", "thinking and answer are always apart here"));
     }
-    let reasoning =
-        Reasoning { field: state.options.reasoning_field, shown: asked.include_reasoning.unwrap_or(true) };
+    let reasoning = Reasoning { field: state.options.reasoning_field, shown: asked.include_reasoning.unwrap_or(true) };
     let ignored = asked.ignored();
     let job = start(shared(&state), asked, caller).await?;
     if !stream {
@@ -141,7 +138,11 @@ impl Writer {
                 Ok(Some((index, Update::Thinking(text)))) => {
                     if self.reasoning.shown {
                         let (content, plain) = (self.reasoning.content(&*text), self.reasoning.plain(&*text));
-                        self.chunk(index, Delta { reasoning_content: content, reasoning: plain, ..Delta::default() }, None);
+                        self.chunk(
+                            index,
+                            Delta { reasoning_content: content, reasoning: plain, ..Delta::default() },
+                            None,
+                        );
                     }
                 }
                 Ok(Some((index, Update::Answer(text)))) => {

@@ -65,7 +65,10 @@ async fn start(state: &Data<State>, asked: &CompletionRequest, caller: Caller) -
         let one = |p| -> Result<_, ApiError> {
             let rendered = prompter.render(p)?;
             if let Some(token) = rendered.tokens.iter().find(|t| **t as usize >= vocab) {
-                return Err(ApiError::invalid("prompt", format!("token {token} is not below the vocabulary's {vocab}")));
+                return Err(ApiError::invalid(
+                    "prompt",
+                    format!("token {token} is not below the vocabulary's {vocab}"),
+                ));
             }
             let echo = if with_echo { prompter.tokenizer().decode(&rendered.tokens) } else { String::new() };
             Ok((rendered, echo))

@@ -48,7 +48,8 @@ pub struct Watch {
             (String = "text/event-stream"), (Value = "application/json"))),
         crate::http::openapi::Lookups))]
 pub async fn engine(request: HttpRequest, state: Data<State>) -> Result<HttpResponse, ApiError> {
-    let watch = Query::<Watch>::from_query(request.query_string()).map_err(|e| ApiError::invalid("query", e))?.into_inner();
+    let watch =
+        Query::<Watch>::from_query(request.query_string()).map_err(|e| ApiError::invalid("query", e))?.into_inner();
     let interval = watch.interval_ms.unwrap_or(200);
     if !(50..=10_000).contains(&interval) {
         return Err(ApiError::invalid("interval_ms", format!("{interval} is not between 50 and 10000")));

@@ -65,7 +65,9 @@ fn with_ignored(mut response: HttpResponse, ignored: &[&str]) -> HttpResponse {
 }
 
 /// Runs what takes its time on another thread.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     match actix_web::web::block(work).await {
         Ok(done) => done,
         Err(_) => Err(ApiError::internal("internal error")),

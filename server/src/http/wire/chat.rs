@@ -116,7 +116,9 @@ impl ContentPart {
             (_, "text" | "input_text" | "output_text", Some(field)) => {
                 Err(ApiError::invalid(format!("{at}.{field}"), "is not a field of a text, or not implemented"))
             }
-            (None, "text" | "input_text" | "output_text", _) => Err(ApiError::invalid(format!("{at}.text"), "is missing")),
+            (None, "text" | "input_text" | "output_text", _) => {
+                Err(ApiError::invalid(format!("{at}.text"), "is missing"))
+            }
             _ => Err(ApiError::invalid(format!("{at}.type"), "only text is understood here")),
         }
     }

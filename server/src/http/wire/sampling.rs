@@ -109,7 +109,10 @@ impl Sampling<'_> {
             ..d
         };
         if let Some(token) = params.stop_token_ids.iter().find(|t| **t as usize >= vocab) {
-            return Err(ApiError::invalid("stop_token_ids", format!("token {token} is not below the vocabulary's {vocab}")));
+            return Err(ApiError::invalid(
+                "stop_token_ids",
+                format!("token {token} is not below the vocabulary's {vocab}"),
+            ));
         }
         if params.stop_token_ids.len() > MAX_STOPS {
             return Err(ApiError::invalid("stop_token_ids", format!("more than {MAX_STOPS}")));
