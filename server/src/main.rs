@@ -58,6 +58,7 @@ fn init_log(command: &cli::Command) {
         _ => ("warn", false),
     };
     let filter = EnvFilter::try_from_env("PONDER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that nobody reads any more must not stop anything.
+    let log = tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter).with_writer(std::io::stderr);
     if json { log.json().flatten_event(true).init() } else { log.compact().init() }
 }

@@ -71,7 +71,13 @@ fn refused(path: &str, error: &serde_json::Error) -> ApiError {
     let named = |text: &str| text.split('`').nth(1).unwrap_or_default().to_string();
     let inside = |name: String| if path.is_empty() { name } else { format!("{path}.{name}") };
     if text.starts_with("unknown field") {
-        return ApiError::invalid(inside(named(text)), "is not a field of this request, or not implemented");
+        // The path has the name already, unless the field is inside something that was read ahead.
+        let name = named(text);
+        let known = path == name || path.ends_with(&format!(".{name}"));
+        return ApiError::invalid(
+            if known { path.to_string() } else { inside(name) },
+            "is not a field of this request, or not implemented",
+        );
     }
     if text.starts_with("missing field") {
         return ApiError::invalid(inside(named(text)), "is missing");

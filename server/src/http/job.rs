@@ -47,6 +47,8 @@ pub struct Job {
     pub created: u64,
     /// The model's name, as it was asked for.
     pub name: String,
+    /// Tokens of its prompts.
+    pub prompt_tokens: usize,
     /// What ended answers cost.
     pub usage: Usage,
     request_id: String,
@@ -72,6 +74,7 @@ impl Job {
         let most = |p: &Rendered| longest.min(p.tokens.len().saturating_add(params.max_tokens.unwrap_or(longest)));
         let tokens = prompts.iter().map(|p| n * most(p)).sum();
         let permit = model.admission.take(Load { answers, tokens }, key).inspect_err(|_| model.metrics.refused())?;
+        let prompt_tokens = prompts.iter().map(|p| p.tokens.len()).sum();
         let mut updates = Vec::new();
         let mut requests = Vec::new();
         for (i, prompt) in prompts.into_iter().enumerate() {
@@ -88,6 +91,7 @@ impl Job {
             id,
             created: wire::now(),
             name,
+            prompt_tokens,
             usage: Usage::default(),
             request_id,
             arrived,

@@ -5,7 +5,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::error::ErrorBody;
-use super::routes::{chat, completions, control, debug, health, models, tokens};
+use super::routes::{chat, completions, control, debug, health, messages, models, responses, tokens};
 use super::wire;
 
 /// Errors of a route that takes a body.
@@ -105,7 +105,8 @@ impl Modify for Key {
 #[openapi(
     info(title = "Ponder", description = "An inference server for reasoning models."),
     paths(
-        chat::chat, completions::completions, control::control, models::list, models::one,
+        chat::chat, completions::completions, control::control, responses::responses,
+        messages::messages, messages::count, models::list, models::one,
         tokens::tokenize, tokens::detokenize, health::live, health::ready, debug::metrics, debug::engine, document,
     ),
     components(schemas(ErrorBody, wire::chat::ChatChunk)),

@@ -7,8 +7,12 @@ use ponder_engine::text::{Message, RenderOptions};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use super::state::Served;
+use super::guard::Caller;
+use super::job::{Job, Order};
+use super::routes::blocking;
+use super::state::{Served, State};
 use super::wire::chat::ChatMessage;
+use super::wire::sampling::Sampling;
 use crate::prompt::{Prompt, Rendered};
 
 /// What a chat request says about its prompt, whatever its format.
@@ -98,4 +102,29 @@ fn add_hint(messages: &mut Vec<Message>, hint: &str) {
         Some(system) => system.content = format!("{}\n\n{hint}", system.content),
         None => messages.insert(0, Message::new("system", hint)),
     }
+}
+
+/// Starts the one request that a chat is, whatever its format.
+///
+/// # Errors
+/// If it is refused.
+pub async fn start(
+    state: Arc<State>,
+    model: Option<&str>,
+    prompt: ChatPrompt,
+    sampling: &Sampling<'_>,
+    caller: Caller,
+    prefix: &'static str,
+) -> Result<Job, ApiError> {
+    let (model, name) = state.model(model)?;
+    let model = model.clone();
+    let params = sampling.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
+    let Caller { request_id, key, arrived } = caller;
+    if state.options.log_prompts {
+        tracing::info!(target: "ponder::prompt", request_id, messages = ?prompt.messages, "prompt");
+    }
+    let renderer = model.clone();
+    let rendered = blocking(move || render(&renderer, prompt, true)).await?;
+    let order = Order { model, name, prompts: vec![rendered], params, key, arrived, prefix, request_id };
+    Job::start(state, order).await
 }

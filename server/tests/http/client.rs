@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ponder_tests::tiny_model::{self, TinyModel};
@@ -14,6 +15,8 @@ pub struct Server {
     child: Child,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Reads its log, for a full pipe would hold it up.
+    log: Option<JoinHandle<String>>,
     _model: TinyModel,
 }
 
@@ -81,18 +84,25 @@ impl Server {
         }
         let path = model.arg();
         command.args(["serve", "--model", &path, "--served-model-name", "tiny", "--port", "0", "--json"]);
-        command.args(["--backend", "cpu", "--threads", "1", "--max-num-seqs", "4"]).args(flags);
+        command.args(["--backend", "cpu", "--threads", "1"]).args(flags);
+        if !flags.contains(&"--max-num-seqs") {
+            command.args(["--max-num-seqs", "4"]);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
+        let mut stderr = child.stderr.take().expect("piped");
+        let log = std::thread::spawn(move || {
+            let mut log = String::new();
+            stderr.read_to_string(&mut log).expect("text");
+            log
+        });
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
         let Ok(told) = serde_json::from_str::<Value>(&line) else {
-            let mut why = String::new();
-            child.stderr.take().expect("piped").read_to_string(&mut why).expect("text");
-            panic!("it does not serve: {why}");
+            panic!("it does not serve: {}", log.join().expect("a reader"));
         };
         let address = told["address"].as_str().expect("an address").parse().expect("an address");
-        Self { child, address, _model: model }
+        Self { child, address, log: Some(log), _model: model }
     }
 
     /// A connection.
@@ -183,9 +193,7 @@ impl Server {
     /// Ends it and returns its log.
     pub fn log(mut self) -> String {
         self.signal("TERM");
-        let mut log = String::new();
-        self.child.stderr.take().expect("piped").read_to_string(&mut log).expect("text");
-        log
+        self.log.take().expect("it is read once").join().expect("a reader")
     }
 }
 

@@ -61,7 +61,7 @@ fn while_they_wait() {
     let runs = server.send("POST", "/v1/chat/completions", &CONNECTION, &long(true));
     server.until("it runs", |s| s["lanes"][0]["output_tokens"].as_u64() > Some(0));
     for how in WAYS {
-        let waits = server.send("POST", "/v1/chat/completions", &CONNECTION, &long(how as u8 % 2 == 0));
+        let waits = server.send("POST", "/v1/chat/completions", &CONNECTION, &long(matches!(how, Leave::Reset)));
         let state = server.until("it waits", |s| s["lanes"].as_array().is_some_and(|l| l.len() == 2));
         assert_eq!((&state["lanes"][1]["lane"], &state["lanes"][1]["cached_tokens"]), (&json!("queued"), &json!(0)));
         let _kept = leave(waits, how);

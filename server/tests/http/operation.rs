@@ -59,16 +59,7 @@ fn keys_and_hosts() {
 
 #[test]
 fn overload_is_refused_with_a_time() {
-    let server = Server::with_long_context(&[
-        "--max-model-len",
-        "32768",
-        "--max-num-seqs",
-        "1",
-        "--max-queued",
-        "2",
-        "--max-per-key",
-        "0",
-    ]);
+    let server = Server::with_long_context(&["--max-model-len", "32768", "--max-num-seqs", "1", "--max-queued", "2"]);
     let body = chat(json!({ "stream": true, "max_tokens": 30000, "ignore_eos": true })).to_string();
     let running: Vec<_> = (0..3).map(|_| server.send("POST", "/v1/chat/completions", &[], &body)).collect();
     server.until("three are in", |s| s["admitted"]["answers"] == 3);

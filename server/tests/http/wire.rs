@@ -231,3 +231,60 @@ fn a_running_request_is_told_to_answer() {
     server.post("/v1/chat/completions/control", &json!({ "id": "nobody", "action": "end_thinking" })).refused(404, "");
     drop(running);
 }
+
+#[test]
+fn responses_are_items() {
+    let server = Server::start(&[]);
+    let asked = json!({ "model": "tiny", "input": "Hello", "max_output_tokens": 20, "temperature": 0 });
+    let whole = server.post("/v1/responses", &asked).good();
+    assert_eq!(whole["object"], "response");
+    let text = whole["output"].as_array().unwrap().last().unwrap()["content"][0]["text"].as_str().unwrap();
+    let mut streamed = asked.clone();
+    streamed["stream"] = json!(true);
+    let reply = server.post("/v1/responses", &streamed);
+    let (events, done) = reply.events();
+    assert!(!done, "no [DONE] here");
+    let numbers: Vec<u64> = events.iter().map(|e| e["sequence_number"].as_u64().unwrap()).collect();
+    assert!(numbers.iter().zip(0..).all(|(a, b)| *a == b));
+    assert_eq!(events[0]["type"], "response.created");
+    let deltas = events.iter().filter(|e| e["type"] == "response.output_text.delta");
+    assert_eq!(deltas.map(|e| e["delta"].as_str().unwrap()).collect::<String>(), text);
+    let last = &events.last().unwrap()["response"];
+    assert_eq!(last["usage"], whole["usage"]);
+    assert_eq!(last["status"], whole["status"]);
+    for (field, value) in [("previous_response_id", json!("x")), ("tools", json!([{}])), ("truncation", json!("auto"))]
+    {
+        let mut asked = asked.clone();
+        asked[field] = value;
+        server.post("/v1/responses", &asked).refused(400, field);
+    }
+}
+
+#[test]
+fn messages_are_blocks() {
+    let server = Server::start(&[]);
+    let turns = json!([{ "role": "user", "content": [{ "type": "text", "text": "Hello" }] }]);
+    let asked =
+        json!({ "model": "tiny", "max_tokens": 20, "temperature": 0, "messages": turns, "system": "Be brief." });
+    let whole = server.post("/v1/messages", &asked).good();
+    assert_eq!((whole["type"].as_str(), whole["role"].as_str()), (Some("message"), Some("assistant")));
+    let text = whole["content"].as_array().unwrap().last().unwrap()["text"].as_str().unwrap();
+    let counted =
+        server.post("/v1/messages/count_tokens", &json!({ "model": "tiny", "messages": turns, "system": "Be brief." }));
+    assert_eq!(counted.good()["input_tokens"], whole["usage"]["input_tokens"]);
+    let mut streamed = asked.clone();
+    streamed["stream"] = json!(true);
+    let reply = server.post("/v1/messages", &streamed);
+    let names: Vec<&str> = reply.body.lines().filter_map(|l| l.strip_prefix("event: ")).collect();
+    let (events, _) = reply.events();
+    assert!(names.iter().zip(&events).all(|(name, event)| event["type"] == *name));
+    assert_eq!((names[0], *names.last().unwrap()), ("message_start", "message_stop"));
+    let deltas = events.iter().filter(|e| e["delta"]["type"] == "text_delta");
+    assert_eq!(deltas.map(|e| e["delta"]["text"].as_str().unwrap()).collect::<String>(), text);
+    let error = server.post("/v1/messages", &json!({ "model": "tiny", "messages": turns }));
+    assert_eq!((error.status, error.json()["type"].as_str()), (400, Some("error")));
+    assert!(error.json()["error"]["message"].as_str().unwrap().starts_with("max_tokens"), "{}", error.body);
+    let mut thinking = asked.clone();
+    thinking["thinking"] = json!({ "type": "enabled", "budget_tokens": 20 });
+    assert_eq!(server.post("/v1/messages", &thinking).status, 400, "no room for an answer");
+}

@@ -4,13 +4,13 @@ use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use serde_json::Value;
 
-use super::{blocking, reply, shared, with_ignored};
+use super::{reply, shared, with_ignored};
 use crate::http::body;
 use crate::http::error::ApiError;
 use crate::http::guard::Caller;
-use crate::http::job::{Job, Order};
+use crate::http::job::Job;
 use crate::http::options::ReasoningField;
-use crate::http::prompt::{ChatPrompt, messages, render};
+use crate::http::prompt::{ChatPrompt, messages, start};
 use crate::http::sse::{self, Frames, Gone, Sender};
 use crate::http::state::State;
 use crate::http::wire::FINGERPRINT;
@@ -52,7 +52,14 @@ pub async fn chat(request: HttpRequest, state: Data<State>, payload: Payload) ->
     }
     let reasoning = Reasoning { field: state.options.reasoning_field, shown: asked.include_reasoning.unwrap_or(true) };
     let ignored = asked.ignored();
-    let job = start(shared(&state), asked, caller).await?;
+    let prompt = ChatPrompt {
+        messages: messages(&asked.messages)?,
+        effort: asked.reasoning_effort.clone(),
+        budget: asked.budget()?,
+        kwargs: asked.chat_template_kwargs.clone().unwrap_or_default(),
+        tools: None,
+    };
+    let job = start(shared(&state), asked.model.as_deref(), prompt, &asked.sampling()?, caller, "chatcmpl").await?;
     if !stream {
         return whole(job, reasoning, &ignored).await;
     }
@@ -64,27 +71,6 @@ pub async fn chat(request: HttpRequest, state: Data<State>, payload: Payload) ->
         }
     });
     Ok(with_ignored(response, &ignored))
-}
-
-async fn start(state: std::sync::Arc<State>, asked: ChatRequest, caller: Caller) -> Result<Job, ApiError> {
-    let (model, name) = state.model(asked.model.as_deref())?;
-    let model = model.clone();
-    let params = asked.sampling()?.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
-    let prompt = ChatPrompt {
-        messages: messages(&asked.messages)?,
-        effort: asked.reasoning_effort.clone(),
-        budget: asked.budget()?,
-        kwargs: asked.chat_template_kwargs.clone().unwrap_or_default(),
-        tools: None,
-    };
-    if state.options.log_prompts {
-        tracing::info!(target: "ponder::prompt", request_id = caller.request_id, messages = ?asked.messages, "prompt");
-    }
-    let renderer = model.clone();
-    let rendered = blocking(move || render(&renderer, prompt, true)).await?;
-    let Caller { request_id, key, arrived } = caller;
-    let order = Order { model, name, prompts: vec![rendered], params, key, arrived, prefix: "chatcmpl", request_id };
-    Job::start(state, order).await
 }
 
 async fn whole(mut job: Job, reasoning: Reasoning, ignored: &[&str]) -> Result<HttpResponse, ApiError> {

@@ -5,7 +5,9 @@ pub mod completions;
 pub mod control;
 pub mod debug;
 pub mod health;
+pub mod messages;
 pub mod models;
+pub mod responses;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -22,6 +24,9 @@ pub fn configure(config: &mut ServiceConfig) {
         .service(resource("/v1/chat/completions").route(post().to(chat::chat)))
         .service(resource("/v1/chat/completions/control").route(post().to(control::control)))
         .service(resource("/v1/completions").route(post().to(completions::completions)))
+        .service(resource("/v1/responses").route(post().to(responses::responses)))
+        .service(resource("/v1/messages").route(post().to(messages::messages)))
+        .service(resource("/v1/messages/count_tokens").route(post().to(messages::count)))
         .service(resource("/v1/models").route(get().to(models::list)))
         .service(resource("/v1/models/{name:.*}").route(get().to(models::one)))
         .service(resource("/tokenize").route(post().to(tokens::tokenize)))
@@ -65,7 +70,7 @@ fn with_ignored(mut response: HttpResponse, ignored: &[&str]) -> HttpResponse {
 }
 
 /// Runs what takes its time on another thread.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     match actix_web::web::block(work).await {

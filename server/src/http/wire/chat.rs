@@ -80,6 +80,18 @@ pub enum ChatRole {
     Tool,
 }
 
+impl ChatRole {
+    /// What templates call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ChatRole::System | ChatRole::Developer => "system",
+            ChatRole::User => "user",
+            ChatRole::Assistant => "assistant",
+            ChatRole::Tool => "tool",
+        }
+    }
+}
+
 /// What is said.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
@@ -111,15 +123,16 @@ impl ContentPart {
     /// # Errors
     /// 400 if it is none.
     pub fn text(&self, at: &str) -> Result<&str, ApiError> {
-        match (&self.text, self.kind.as_str(), self.rest.keys().next()) {
-            (Some(text), "text" | "input_text" | "output_text", None) => Ok(text),
-            (_, "text" | "input_text" | "output_text", Some(field)) => {
+        let known = ["text", "input_text", "output_text", "reasoning_text"].contains(&self.kind.as_str());
+        // What an earlier response of ours had beside its text.
+        let rest = |field: &&String| !["annotations", "logprobs"].contains(&field.as_str());
+        match (&self.text, self.rest.keys().find(rest)) {
+            _ if !known => Err(ApiError::invalid(format!("{at}.type"), "only text is understood here")),
+            (_, Some(field)) => {
                 Err(ApiError::invalid(format!("{at}.{field}"), "is not a field of a text, or not implemented"))
             }
-            (None, "text" | "input_text" | "output_text", _) => {
-                Err(ApiError::invalid(format!("{at}.text"), "is missing"))
-            }
-            _ => Err(ApiError::invalid(format!("{at}.type"), "only text is understood here")),
+            (None, None) => Err(ApiError::invalid(format!("{at}.text"), "is missing")),
+            (Some(text), None) => Ok(text),
         }
     }
 }
@@ -152,12 +165,6 @@ impl ChatMessage {
             (None, None) if self.role == ChatRole::Assistant => String::new(),
             (None, None) => return Err(ApiError::invalid(at, "is missing")),
         };
-        let role = match self.role {
-            ChatRole::System | ChatRole::Developer => "system",
-            ChatRole::User => "user",
-            ChatRole::Assistant => "assistant",
-            ChatRole::Tool => "tool",
-        };
         let mut extra = Map::new();
         for (key, value) in [("name", &self.name), ("tool_call_id", &self.tool_call_id)] {
             if let Some(value) = value {
@@ -168,7 +175,7 @@ impl ChatMessage {
             extra.insert("tool_calls".into(), calls.iter().map(with_arguments).collect());
         }
         let reasoning_content = self.reasoning_content.clone().or_else(|| self.reasoning.clone());
-        Ok(Message { role: role.into(), content, reasoning_content, extra })
+        Ok(Message { role: self.role.name().into(), content, reasoning_content, extra })
     }
 }
 

@@ -3,7 +3,9 @@
 
 pub mod chat;
 pub mod completion;
+pub mod messages;
 pub mod models;
+pub mod responses;
 pub mod sampling;
 pub mod tokens;
 pub mod usage;

@@ -43,6 +43,7 @@ pub struct StreamOptions {
 }
 
 /// How the next token is chosen: the wire's fields, borrowed from a request.
+#[derive(Default)]
 pub struct Sampling<'a> {
     /// As in the request, for each of these.
     pub temperature: Option<f32>,
