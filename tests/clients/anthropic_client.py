@@ -9,7 +9,7 @@ QUESTION = [{"role": "user", "content": "What is 12+7?"}]
 
 
 def message():
-    reply = client.messages.create(model="m", max_tokens=200, messages=QUESTION, temperature=0)
+    reply = client.messages.create(model="m", max_tokens=200, messages=QUESTION, extra_body={"temperature": 0})
     assert [block.type for block in reply.content] == ["thinking", "text"] and reply.content[1].text
     assert reply.stop_reason in ("end_turn", "max_tokens") and reply.usage.output_tokens > 0
     again = QUESTION + [{"role": "assistant", "content": reply.content}, {"role": "user", "content": "Now add 7."}]
@@ -18,7 +18,7 @@ def message():
 
 def thinking():
     def thought(**options):
-        reply = client.messages.create(model="m", max_tokens=1300, messages=QUESTION, thinking=options, temperature=0)
+        reply = client.messages.create(model="m", max_tokens=1300, messages=QUESTION, thinking=options, extra_body={"temperature": 0})
         return [block.type for block in reply.content]
 
     assert thought(type="disabled") == ["text"]
@@ -26,8 +26,8 @@ def thinking():
 
 
 def stream():
-    whole = client.messages.create(model="m", max_tokens=200, messages=QUESTION, temperature=0)
-    with client.messages.stream(model="m", max_tokens=200, messages=QUESTION, temperature=0) as events:
+    whole = client.messages.create(model="m", max_tokens=200, messages=QUESTION, extra_body={"temperature": 0})
+    with client.messages.stream(model="m", max_tokens=200, messages=QUESTION, extra_body={"temperature": 0}) as events:
         kinds = {event.type for event in events}
         final = events.get_final_message()
     assert {"message_start", "content_block_start", "content_block_delta", "message_stop"} <= kinds
@@ -39,7 +39,7 @@ def stream():
 
 def stops():
     reply = client.messages.create(
-        model="m", max_tokens=300, messages=QUESTION, temperature=0, system="Think briefly.", stop_sequences=["Answer"]
+        model="m", max_tokens=300, messages=QUESTION, extra_body={"temperature": 0}, system="Think briefly.", stop_sequences=["Answer"]
     )
     assert reply.stop_reason == "stop_sequence" and reply.stop_sequence == "Answer", reply
 

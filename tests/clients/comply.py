@@ -8,8 +8,8 @@ import sys
 
 program, base, kind = sys.argv[1:]
 ABSENT = ("tool", "function", "image", "vision", "multimodal", "json", "structured", "schema")
-command = [program, "-u", base + "/v1", "-m", "m", "-k", "test-key", "--format", kind, "--json"]
-run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+command = [program, "-u", base + "/v1", "-m", "m", "-k", "test-key", "--format", kind, "--json", "--timeout", "20"]
+run = subprocess.run(command, capture_output=True, text=True, timeout=100)
 report = json.loads(run.stdout)
 failed = 0
 for test in report["results"]:

@@ -24,7 +24,7 @@ if ! cmp -s tests/clients/requirements.txt "$venv/installed.txt"; then
 fi
 
 scratch=$(mktemp -d)
-"$program" serve --backend cpu --port 0 --json --served-model-name m --api-key test-key \
+"$program" serve --backend cpu --port 0 --json --served-model-name m --max-model-len 1024 --api-key test-key \
     >"$scratch/address" 2>"$scratch/log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; rm -rf "$scratch"' EXIT
@@ -50,7 +50,7 @@ check "schemathesis" "$venv/bin/st" run "$base/openapi.json" -H "Authorization: 
     --include-tag inference --include-tag tokens --include-tag models --include-tag health \
     --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
     --phases coverage,fuzzing --max-examples 10 --generation-deterministic --seed 1 --suppress-health-check all \
-    --max-time 60 --request-timeout 30 --warnings off
+    --max-time 40 --request-timeout 30 --warnings off
 if grep -E 'panicked|"status":500| status=500' "$scratch/log"; then
     echo "the server's log has errors"
     failed=1

@@ -130,6 +130,19 @@ impl Server {
         stream
     }
 
+    /// Sends a request over a connection with a small receive buffer.
+    pub fn send_into(&self, buffer: usize, path: &str, body: &str) -> TcpStream {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(buffer).expect("an option");
+        socket.connect(&self.address.into()).expect("it listens");
+        let mut stream = TcpStream::from(socket);
+        let (host, len) = (self.address, body.len());
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len}");
+        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).expect("it reads");
+        stream
+    }
+
     /// A request and its reply.
     pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
         let headers: Vec<_> = headers.iter().copied().chain([("connection", "close")]).collect();

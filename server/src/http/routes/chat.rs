@@ -39,7 +39,7 @@ impl Reasoning {
     post, path = "/v1/chat/completions", tag = "inference", request_body = ChatRequest,
     responses(
         (status = 200, description = "The answers, or server-sent events with ChatChunk objects", content(
-            (ChatCompletion = "application/json"), (String = "text/event-stream"))),
+            (ChatCompletion = "application/json"), (serde_json::Value = "text/event-stream"))),
         crate::http::openapi::Errors,
     )
 )]

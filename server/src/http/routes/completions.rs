@@ -22,7 +22,7 @@ use crate::{Completion, Update};
     post, path = "/v1/completions", tag = "inference", request_body = CompletionRequest,
     responses(
         (status = 200, description = "The answers, or server-sent events of the same shape", content(
-            (TextCompletion = "application/json"), (String = "text/event-stream"))),
+            (TextCompletion = "application/json"), (serde_json::Value = "text/event-stream"))),
         crate::http::openapi::Errors,
     )
 )]

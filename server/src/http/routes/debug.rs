@@ -45,7 +45,7 @@ pub struct Watch {
         ("interval_ms" = Option<u64>, Query, description = "Milliseconds between two views, 50 to 10,000"),
         ("once" = Option<bool>, Query, description = "One view instead of a stream")),
     responses((status = 200, description = "Server-sent events, or one view", content(
-            (String = "text/event-stream"), (Value = "application/json"))),
+            (Value = "text/event-stream"), (Value = "application/json"))),
         crate::http::openapi::Lookups))]
 pub async fn engine(request: HttpRequest, state: Data<State>) -> Result<HttpResponse, ApiError> {
     let watch =

@@ -16,6 +16,7 @@ use crate::http::wire::messages::{
     CountRequest, CountResponse, MessageReply, MessageUsage, MessagesRequest, ThinkingOptions, messages as read, stop,
 };
 use crate::http::wire::sampling::{OneOrMany, Sampling};
+use crate::http::wire::usage::Usage;
 use crate::{Completion, Update};
 
 /// Answers a chat.
@@ -23,7 +24,7 @@ use crate::{Completion, Update};
     post, path = "/v1/messages", tag = "inference", request_body = MessagesRequest,
     responses(
         (status = 200, description = "The reply, or its events", content(
-            (MessageReply = "application/json"), (String = "text/event-stream"))),
+            (MessageReply = "application/json"), (serde_json::Value = "text/event-stream"))),
         crate::http::openapi::Errors,
     )
 )]
@@ -62,14 +63,15 @@ async fn whole(mut job: Job, ignored: &[&str]) -> Result<HttpResponse, ApiError>
     let done = job.complete().await?.remove(0);
     let thought = (!done.reasoning.is_empty())
         .then(|| json!({ "type": "thinking", "thinking": done.reasoning, "signature": "" }));
-    let content = thought.into_iter().chain([json!({ "type": "text", "text": done.text })]).collect();
+    let content =
+        thought.into_iter().chain([json!({ "type": "text", "text": done.text, "citations": null })]).collect();
     let (stop_reason, stop_sequence) = stop(&done);
     let message = MessageReply { stop_reason: Some(stop_reason), stop_sequence, content, ..empty(&job) };
     Ok(reply(&MessageReply { usage: (&job.usage).into(), ..message }, ignored))
 }
 
 fn empty(job: &Job) -> MessageReply {
-    let (cache_creation_input_tokens, cache_read_input_tokens) = (0, 0);
+    let prompt = Usage { prompt_tokens: job.prompt_tokens, ..Usage::default() };
     MessageReply {
         id: job.id.clone(),
         r#type: "message",
@@ -78,12 +80,9 @@ fn empty(job: &Job) -> MessageReply {
         content: Vec::new(),
         stop_reason: None,
         stop_sequence: None,
-        usage: MessageUsage {
-            input_tokens: job.prompt_tokens,
-            cache_creation_input_tokens,
-            cache_read_input_tokens,
-            output_tokens: 0,
-        },
+        stop_details: None,
+        container: None,
+        usage: (&prompt).into(),
     }
 }
 
@@ -155,7 +154,7 @@ impl Writer {
         self.close();
         let empty = match block {
             Block::Thinking => json!({ "type": "thinking", "thinking": "", "signature": "" }),
-            Block::Text => json!({ "type": "text", "text": "" }),
+            Block::Text => json!({ "type": "text", "text": "", "citations": null }),
         };
         self.event("content_block_start", json!({ "index": self.blocks, "content_block": empty }));
         self.open = Some(block);

@@ -24,7 +24,7 @@ use crate::{Completion, Update};
     post, path = "/v1/responses", tag = "inference", request_body = ResponsesRequest,
     responses(
         (status = 200, description = "The response, or its events", content(
-            (ResponseSchema = "application/json"), (String = "text/event-stream"))),
+            (ResponseSchema = "application/json"), (serde_json::Value = "text/event-stream"))),
         crate::http::openapi::Errors,
     )
 )]

@@ -234,6 +234,10 @@ pub struct MessageReply {
     pub stop_reason: Option<&'static str>,
     /// Which of the stop sequences.
     pub stop_sequence: Option<String>,
+    /// Always null here.
+    pub stop_details: Option<Value>,
+    /// Always null here.
+    pub container: Option<Value>,
     /// What it cost.
     pub usage: MessageUsage,
 }
@@ -249,6 +253,23 @@ pub struct MessageUsage {
     pub cache_read_input_tokens: usize,
     /// Tokens generated.
     pub output_tokens: usize,
+    /// Parts of them.
+    pub output_tokens_details: MessageOutput,
+    /// Always null here, as what follows.
+    pub cache_creation: Option<u64>,
+    /// Always null here.
+    pub inference_geo: Option<u64>,
+    /// Always null here.
+    pub server_tool_use: Option<u64>,
+    /// `standard`.
+    pub service_tier: &'static str,
+}
+
+/// Parts of what was generated.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct MessageOutput {
+    /// Thinking.
+    pub thinking_tokens: usize,
 }
 
 impl From<&Usage> for MessageUsage {
@@ -259,6 +280,11 @@ impl From<&Usage> for MessageUsage {
             cache_creation_input_tokens: 0,
             cache_read_input_tokens: cached,
             output_tokens: usage.completion_tokens,
+            output_tokens_details: MessageOutput { thinking_tokens: usage.completion_tokens_details.reasoning_tokens },
+            cache_creation: None,
+            inference_geo: None,
+            server_tool_use: None,
+            service_tier: "standard",
         }
     }
 }
