@@ -93,6 +93,8 @@ pub struct EngineOptions {
     pub depth_classifier: Option<PathBuf>,
     /// A sentence that is written into the thinking shortly before its cap; the policy's if `None`, "" is none.
     pub soft_landing: Option<String>,
+    /// Longest wait of a request before its first step; `None` is no bound.
+    pub max_wait: Option<std::time::Duration>,
     /// Where the trace goes: a file for Perfetto and chrome://tracing.
     pub trace: Option<PathBuf>,
 }
@@ -123,6 +125,7 @@ impl EngineOptions {
             reasoning_policy: None,
             depth_classifier: None,
             soft_landing: None,
+            max_wait: None,
             trace: None,
         }
     }
