@@ -28,8 +28,8 @@ A configuration is a name and flags that go after those of the command:
 Examples:
   ponder eval --data examples/data/heldout.jsonl
   ponder eval --data gsm8k.jsonl --model qwen3.gguf --temperature 0.6 --json > result.json
-  ponder eval --data examples/data/mixed.jsonl --config 'free:' \\
-      --config 'auto: --reasoning-effort auto' --config 'cut: --thinking-token-budget 64'"
+  ponder eval --data examples/data/mixed.jsonl --with 'free:' \\
+      --with 'auto: --reasoning-effort auto' --with 'cut: --thinking-token-budget 64'"
 )]
 pub struct EvalArgs {
     /// Problems, one JSON object a line
@@ -45,8 +45,8 @@ pub struct EvalArgs {
     #[arg(long, env = "PONDER_BATCH", allow_negative_numbers = true, default_value_t = 32, value_name = "B")]
     pub batch: usize,
     /// A name, a colon, and more flags; may be given several times: the results stand side by side
-    #[arg(long, value_name = "NAME: FLAGS")]
-    pub config: Vec<String>,
+    #[arg(long, env = "PONDER_WITH", value_name = "NAME: FLAGS")]
+    pub with: Vec<String>,
     /// Write every question with its thinking, answer and cost to this file, one JSON object a line
     #[arg(long, env = "PONDER_TRANSCRIPTS", value_name = "FILE")]
     pub transcripts: Option<PathBuf>,
@@ -94,21 +94,20 @@ pub fn eval(args: EvalArgs) -> Result<()> {
 
 /// The command's own flags, or those of every configuration over them.
 fn configurations(args: &EvalArgs) -> Result<Vec<(String, EvalArgs)>> {
-    if args.config.is_empty() {
+    if args.with.is_empty() {
         return Ok(vec![("eval".into(), args.clone())]);
     }
-    args.config.iter().map(|text| configuration(args, text)).collect()
+    args.with.iter().map(|text| configuration(args, text)).collect()
 }
 
 fn configuration(args: &EvalArgs, text: &str) -> Result<(String, EvalArgs)> {
-    let (name, flags) =
-        text.split_once(':').ok_or_else(|| Error::invalid("config", format!("{text:?} has no colon")))?;
-    let words = words(flags).map_err(|e| Error::invalid("config", format!("{text:?}: {e}")))?;
+    let (name, flags) = text.split_once(':').ok_or_else(|| Error::invalid("with", format!("{text:?} has no colon")))?;
+    let words = words(flags).map_err(|e| Error::invalid("with", format!("{text:?}: {e}")))?;
     let mut over = args.clone();
     let command = over_command();
     let matches = command.try_get_matches_from(words).map_err(|e| {
         let first = e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_string();
-        Error::invalid("config", format!("{name}: {first}"))
+        Error::invalid("with", format!("{name}: {first}"))
     })?;
     over.model.update_from_arg_matches(&matches)?;
     over.sampling.update_from_arg_matches(&matches)?;

@@ -232,8 +232,8 @@ fn broken_problem_sets_and_configurations() {
         eval(&[]).refused(case, &["set.jsonl", "line 2", what]);
     }
     std::fs::write(&path, good).unwrap();
-    eval(&["--config", "free"]).refused("no colon", &["config", "free"]);
-    eval(&["--config", "x: --no-such-flag 1"]).refused("an unknown flag", &["config", "x", "no-such-flag"]);
+    eval(&["--with", "free"]).refused("no colon", &["with", "free"]);
+    eval(&["--with", "x: --no-such-flag 1"]).refused("an unknown flag", &["with", "x", "no-such-flag"]);
     eval(&["--reasoning-effort", "none", "--thinking-token-budget", "5"])
         .refused("a contradiction", &["thinking_token_budget", "contradicts"]);
     ponder(&["fit", "--data", &path_text, "--out", "/dev/null"]).refused("no label", &["set.jsonl", "line 1"]);
