@@ -5,6 +5,7 @@
 //! span and a supervisor.
 
 pub mod device;
+pub mod draft;
 pub mod message;
 pub mod port;
 pub mod shells;
@@ -15,5 +16,6 @@ pub mod system;
 pub mod trace;
 
 pub use device::{BatchRunner, Loader};
+pub use draft::DraftSetup;
 pub use streamer::Update;
 pub use system::{Generation, Handle, Submission, System, SystemOptions};

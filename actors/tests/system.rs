@@ -10,7 +10,7 @@ use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::{Finish, SamplingParams, SeqId};
 use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
-use ponder_engine::spec::{DrafterKind, LengthOptions};
+use ponder_engine::spec::{LengthOptions, Lookup, Source};
 use ponder_engine::text::Tokenizer;
 
 const BLOCK: usize = 4;
@@ -95,11 +95,11 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn system(blocks: usize) -> System {
-    drafting(blocks, DrafterKind::None, DraftPolicy::Off, Arc::default())
+    drafting(blocks, Lookup::None, DraftPolicy::Off, Arc::default())
 }
 
 /// A system with a drafter; `runs` counts the steps of the device.
-fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<AtomicUsize>) -> System {
+fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<AtomicUsize>) -> System {
     let hangs = Arc::new(AtomicUsize::new(0));
     let target: Loader = Arc::new(move || {
         let model = Hash { slots: vec![None; 64 * 64], hangs: hangs.clone(), runs: runs.clone() };
@@ -113,16 +113,17 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
         blocks,
         block_size: BLOCK,
         drafts,
+        drafter: Source::Suffix,
         max_logit_rows: 64,
     };
     let tokenizer = Arc::new(tokenizer());
     let step_timeout = Duration::from_millis(500);
-    System::start(SystemOptions { scheduler, target, tokenizer, drafter, step_timeout }).unwrap()
+    System::start(SystemOptions { scheduler, target, tokenizer, lookup, draft: None, step_timeout }).unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {
     let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
-    Submission { prompt: prompt.to_vec(), params, eos: vec![0], thinking: None }
+    Submission { prompt: prompt.to_vec(), params, eos: vec![0], thinking: None, tenant: "".into() }
 }
 
 fn submit(system: &System, submission: Submission) -> Generation {
@@ -187,9 +188,9 @@ fn guessing_changes_nothing_but_the_number_of_steps() {
     };
     for (seed, predictable) in [(u64::from(PERIODIC), true), (5, false)] {
         let plain = Arc::new(AtomicUsize::new(0));
-        let system = drafting(200, DrafterKind::None, DraftPolicy::Off, plain.clone());
+        let system = drafting(200, Lookup::None, DraftPolicy::Off, plain.clone());
         let want: Vec<String> = (0..3).map(|i| collect(ask(&system, i, seed)).0).collect();
-        for drafter in [DrafterKind::Ngram, DrafterKind::Suffix] {
+        for drafter in [Lookup::Ngram, Lookup::Suffix] {
             for policy in [DraftPolicy::Fixed(1), DraftPolicy::Fixed(5), DraftPolicy::Auto(LengthOptions::default())] {
                 // One at a time in a large pool, then together in a small one.
                 let runs = Arc::new(AtomicUsize::new(0));

@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod perplexity;
 pub mod progress;
 pub mod run;
+pub mod speculation;
 
 use clap::{Parser, Subcommand};
 
