@@ -14,6 +14,7 @@ pub mod streamer;
 pub mod supervisor;
 pub mod system;
 pub mod trace;
+pub mod view;
 
 pub use device::{BatchRunner, Loader};
 pub use draft::DraftSetup;

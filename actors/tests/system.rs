@@ -115,6 +115,7 @@ fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<Atomic
         drafts,
         drafter: Source::Suffix,
         max_logit_rows: 64,
+        max_wait: None,
     };
     let tokenizer = Arc::new(tokenizer());
     let step_timeout = Duration::from_millis(500);

@@ -108,6 +108,8 @@ pub struct EngineOptions {
     pub draft: Option<DraftOptions>,
     /// How many tokens are guessed, where somebody guesses.
     pub drafts: DraftPolicy,
+    /// Longest wait of a request before its first step; `None` is no bound.
+    pub max_wait: Option<std::time::Duration>,
     /// Where the trace goes: a file for Perfetto and chrome://tracing.
     pub trace: Option<PathBuf>,
 }
@@ -136,6 +138,7 @@ impl EngineOptions {
             lookup: Lookup::None,
             draft: None,
             drafts: DraftPolicy::Auto(LengthOptions::default()),
+            max_wait: None,
             trace: None,
         }
     }

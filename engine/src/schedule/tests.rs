@@ -25,6 +25,7 @@ fn options(blocks: usize) -> SchedulerOptions {
         drafts: DraftPolicy::Off,
         drafter: Source::Nobody,
         max_logit_rows: 64,
+        max_wait: None,
     }
 }
 
