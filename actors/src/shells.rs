@@ -50,6 +50,7 @@ answers!(SchedulerActor, "scheduler",
     PlanStep => Option<StepPlan>: plan_step,
     ApplyStep => Vec<Event>: apply_step,
     Submit => ponder_engine::Result<()>: submit,
+    SetDrafts => (): set_drafts,
     Cancel => (): cancel,
     Replay => Vec<SeqId>: replay,
     FailAll => Vec<Event>: fail_all,
@@ -95,6 +96,9 @@ impl SchedulerActor {
             self.enter(SeqId { request: message.request.id, choice }, LifePhase::Queued);
         }
         Ok(())
+    }
+    fn set_drafts(&mut self, message: SetDrafts) {
+        self.scheduler.set_drafts(message.policy);
     }
     fn cancel(&mut self, message: Cancel) {
         self.scheduler.cancel(message.request);

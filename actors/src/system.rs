@@ -8,7 +8,7 @@ use actix::prelude::*;
 use ponder_engine::kv::BlockPool;
 use ponder_engine::reason::Thinking;
 use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
-use ponder_engine::schedule::{Event, Scheduler, SchedulerOptions, StopText};
+use ponder_engine::schedule::{DraftPolicy, Event, Scheduler, SchedulerOptions, StopText};
 use ponder_engine::spec::Lookup;
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
@@ -135,6 +135,12 @@ impl Handle {
         let requests = self.star.scheduler.call(LookAtRequests { now }).await.map_err(closed)?;
         let blocks = self.star.kv.call(LookAtBlocks {}).await.map_err(closed)?;
         Ok(EngineView::new(now, requests, blocks, &self.tracer))
+    }
+
+    /// Guesses so many tokens from now on: for measurements, on an engine without requests in flight.
+    pub fn set_drafts(&self, policy: DraftPolicy) -> Result<()> {
+        let set = futures::executor::block_on(self.star.scheduler.call(SetDrafts { policy }));
+        set.map_err(|closed| Error::invalid("engine", format!("is shutting down: {closed}")))
     }
 
     /// The recorder of spans.

@@ -11,7 +11,8 @@ use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::{Finish, SamplingParams, SeqId};
 use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
 use ponder_engine::spec::{LengthOptions, Lookup, Source};
-use ponder_engine::text::Tokenizer;
+
+mod common;
 
 const BLOCK: usize = 4;
 /// A prompt token whose sequence breaks the device after some answer tokens.
@@ -70,30 +71,6 @@ impl BatchRunner for Hash {
     }
 }
 
-/// One token per byte.
-fn tokenizer() -> Tokenizer {
-    let printable = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
-    let mut next = 256;
-    let vocab: serde_json::Map<String, serde_json::Value> = (0..256u32)
-        .map(|b| {
-            let c = if printable(b) {
-                b
-            } else {
-                next += 1;
-                next - 1
-            };
-            (char::from_u32(c).unwrap().to_string(), b.into())
-        })
-        .collect();
-    let json = serde_json::json!({
-        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
-        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true },
-        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-    });
-    Tokenizer::from_json(&json.to_string()).unwrap()
-}
-
 fn system(blocks: usize) -> System {
     drafting(blocks, Lookup::None, DraftPolicy::Off, Arc::default())
 }
@@ -117,7 +94,7 @@ fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<Atomic
         max_logit_rows: 64,
         max_wait: None,
     };
-    let tokenizer = Arc::new(tokenizer());
+    let tokenizer = Arc::new(common::tokenizer());
     let step_timeout = Duration::from_millis(500);
     System::start(SystemOptions { scheduler, target, tokenizer, lookup, draft: None, step_timeout }).unwrap()
 }

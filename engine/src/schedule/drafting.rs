@@ -42,6 +42,11 @@ impl Drafting {
         Self { policy, usual, length, known, rows: 0, choosing: 0, context: 0, total }
     }
 
+    /// From the next plan on; sequences in flight that no drafter follows stay without guesses.
+    pub fn set_policy(&mut self, policy: DraftPolicy) {
+        self.policy = policy;
+    }
+
     /// Guesses for the sequences of the plan that choose a token, at most `budget` rows of them and `logit_rows`
     /// rows that choose; what drafters must know of those that start.
     pub fn plan(&mut self, plan: &mut StepPlan, seqs: &HashMap<SeqId, Sequence>, budget: usize, logit_rows: usize) {

@@ -263,6 +263,10 @@ impl Scheduler {
         late.into_iter().for_each(|id| self.fail(id, QUEUE_TIMEOUT));
     }
 
+    /// How many tokens are guessed from now on.
+    pub fn set_drafts(&mut self, policy: DraftPolicy) {
+        self.drafting.set_policy(policy);
+    }
     /// What guessing did since the start.
     pub fn speculation(&self) -> &SpecReport {
         self.drafting.total()

@@ -151,6 +151,22 @@ impl SpecReport {
         self.chosen += other.chosen;
         self.took(other.draft_us, other.verify_us);
     }
+    /// What was added since `earlier`, a state of the same report.
+    pub fn since(&self, earlier: &SpecReport) -> SpecReport {
+        let mut since = self.clone();
+        for (now, then) in since.counts.iter_mut().flatten().zip(earlier.counts.iter().flatten()) {
+            now.steps -= then.steps;
+            now.drafted -= then.drafted;
+            now.accepted -= then.accepted;
+            now.drafted_at.iter_mut().zip(then.drafted_at).for_each(|(a, b)| *a -= b);
+            now.accepted_at.iter_mut().zip(then.accepted_at).for_each(|(a, b)| *a -= b);
+        }
+        since.passes -= earlier.passes;
+        since.chosen -= earlier.chosen;
+        since.draft_us -= earlier.draft_us;
+        since.verify_us -= earlier.verify_us;
+        since
+    }
     /// Counts of all phases and drafters together.
     pub fn total(&self) -> Acceptance {
         let mut total = Acceptance::default();
@@ -200,5 +216,6 @@ mod tests {
         let mut twice = report.clone();
         twice.add(&report);
         assert_eq!((twice.total().drafted, twice.passes), (10, 6));
+        assert_eq!(twice.since(&report), report);
     }
 }

@@ -15,6 +15,7 @@ mod model;
 mod ngram;
 mod recent;
 mod rollout;
+pub mod simulate;
 mod suffix;
 mod verify;
 

@@ -3,9 +3,9 @@
 use clap::Args;
 use ponder::{BackendChoice, DraftOptions, EngineOptions, models};
 use ponder_engine::schedule::DraftPolicy;
-use ponder_engine::spec::{LengthOptions, Lookup};
+use ponder_engine::spec::{Acceptance, LengthOptions, Lookup, Source, SpecReport};
 use ponder_engine::{Error, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Who guesses, and how much.
 #[derive(Args, Clone, Debug)]
@@ -94,6 +94,45 @@ fn vllm(json: &str, drafts: DraftPolicy) -> Result<(String, DraftPolicy)> {
             Err(Error::invalid(format!("{FIELD}.method"), why))
         }
     }
+}
+
+/// What guessing did, as an object: null where nobody guessed.
+pub fn speculation_json(report: &SpecReport) -> Value {
+    let total = report.total();
+    if total.drafted == 0 {
+        return Value::Null;
+    }
+    let mut by = Vec::new();
+    for (phase, sources) in ["answering", "thinking"].iter().zip(&report.counts) {
+        for (source, counts) in Source::ALL.iter().zip(sources).filter(|(_, c)| c.drafted > 0) {
+            by.push(json!({
+                "phase": phase,
+                "drafter": source.name(),
+                "steps": counts.steps,
+                "drafted": counts.drafted,
+                "accepted": counts.accepted,
+                "mean_accepted": counts.mean_accepted(),
+                "acceptance_by_position": by_position(counts),
+            }));
+        }
+    }
+    json!({
+        "drafted_tokens": total.drafted,
+        "accepted_tokens": total.accepted,
+        "mean_accepted": total.mean_accepted(),
+        "acceptance_by_position": by_position(&total),
+        "target_passes": report.passes,
+        "tokens_per_pass": report.tokens_per_pass(),
+        "draft_ms": report.draft_us as f64 / 1e3,
+        "verify_ms": report.verify_us as f64 / 1e3,
+        "by": by,
+    })
+}
+
+/// Share of the guesses at each position that were right (and all before them).
+fn by_position(counts: &Acceptance) -> Vec<f64> {
+    let pairs = counts.drafted_at.iter().zip(counts.accepted_at).take_while(|(drafted, _)| **drafted > 0);
+    pairs.map(|(drafted, accepted)| accepted as f64 / *drafted as f64).collect()
 }
 
 fn draft_policy(word: &str) -> std::result::Result<DraftPolicy, String> {
