@@ -7,6 +7,7 @@
 mod acceptance;
 mod compat;
 mod cost;
+pub mod coupling;
 mod drafters;
 mod follow;
 mod length;

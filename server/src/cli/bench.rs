@@ -66,6 +66,9 @@ pub struct BenchArgs {
     /// With --workload: temperature of every request
     #[arg(long, env = "PONDER_WORKLOAD_TEMPERATURE", default_value_t = 0.0, value_name = "T")]
     pub workload_temperature: f32,
+    /// With --workload: compare the ways to accept a draft model's guesses, at temperatures 0, 0.6 and 1, instead
+    #[arg(long, requires = "workload", action = clap::ArgAction::SetTrue)]
+    pub acceptance: bool,
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
@@ -91,6 +94,9 @@ pub fn bench(args: BenchArgs) -> Result<()> {
     positive("decode_tokens", args.decode_tokens)?;
     positive("batch", args.batch)?;
     positive("repeats", args.repeats)?;
+    if let Some(file) = args.workload.as_ref().filter(|_| args.acceptance) {
+        return super::acceptance::compare(&args, file);
+    }
     if let Some(file) = &args.workload {
         return super::workload::compare(&args, file);
     }

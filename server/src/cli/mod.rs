@@ -1,5 +1,6 @@
 //! The command line: one file per command, and what they share.
 
+pub mod acceptance;
 pub mod args;
 pub mod bench;
 pub mod chat;

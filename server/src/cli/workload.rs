@@ -71,7 +71,7 @@ fn setting(name: &str, policy: DraftPolicy) -> Setting {
 }
 
 /// Prompts of a file, one JSON object a line.
-fn read(file: &Path) -> Result<Vec<Prompt>> {
+pub(super) fn read(file: &Path) -> Result<Vec<Prompt>> {
     let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
     let mut prompts = Vec::new();
     for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
