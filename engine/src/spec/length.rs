@@ -107,7 +107,8 @@ impl DraftLength {
             return none;
         }
         let rows = other_rows + candidates.len();
-        if !self.step.table(context).knows(rows) {
+        // Steps that prefill too come in every size: between those that were seen they are interpolated.
+        if other_rows == 0 && !self.step.table(context).knows(rows) {
             self.plain_left = PLAIN_FIRST;
         }
         if self.plain_left > 0 {
