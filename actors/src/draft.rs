@@ -5,17 +5,19 @@
 //! again and again is switched off.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use crossbeam_channel::{Receiver, bounded};
 use ponder_engine::DeviceFault;
 use ponder_engine::spec::{DraftJob, DrafterOptions, Drafters, Lookup, ModelLimits, Rolled, rollout};
-use ponder_engine::step::Drafted;
+use ponder_engine::step::{Drafted, Reserved};
+use tokio::sync::oneshot;
 
 use crate::device::{DeviceThread, Loader};
 use crate::message::Propose;
-use crate::port::Sent;
+use crate::port::{OpenSpan, Sent};
 use crate::trace::Tracer;
 
 /// How a draft model is run.
@@ -27,6 +29,8 @@ pub struct DraftSetup {
     pub limits: ModelLimits,
     /// Guessing that takes longer is given up and the thread replaced.
     pub timeout: Duration,
+    /// Whether its device is its own: then it guesses on while the target verifies.
+    pub ahead: bool,
 }
 
 /// Faults after which a draft model is switched off; as many good jobs make one of them forgotten.
@@ -35,6 +39,14 @@ const FAULTS: u32 = 3;
 const FORGET: u32 = 1000;
 /// Jobs in a row without one finite logit that make a fault.
 const BROKEN: u32 = 8;
+
+/// Guessing on while the target verifies.
+struct Ahead {
+    job: Arc<DraftJob>,
+    /// Set when the target is done: the draft stops at its next batch.
+    stop: Arc<AtomicBool>,
+    result: oneshot::Receiver<Result<Rolled, DeviceFault>>,
+}
 
 /// Where the model is.
 enum Device {
@@ -54,6 +66,7 @@ pub struct DraftModel {
     faults: u32,
     good: u32,
     broken: u32,
+    ahead: Option<Ahead>,
     tracer: Arc<Tracer>,
 }
 
@@ -66,7 +79,7 @@ impl DraftModel {
             None => (None, Device::Absent),
         };
         let drafters = Drafters::new(DrafterOptions { lookup, model: limits });
-        Self { drafters, setup, device, faults: 0, good: 0, broken: 0, tracer }
+        Self { drafters, setup, device, faults: 0, good: 0, broken: 0, ahead: None, tracer }
     }
 
     /// The thread, if it answers; one that was loading is looked after.
@@ -131,23 +144,50 @@ impl Handler<Sent<Propose>> for DraftModel {
     fn handle(&mut self, sent: Sent<Propose>, _: &mut Context<Self>) -> Self::Result {
         let (Propose { reserved }, span) = sent.open("draft", &self.tracer);
         let start = Instant::now();
+        let Some(ahead) = self.ahead.take() else { return self.guess(reserved, span, start) };
+        ahead.stop.store(true, Ordering::Relaxed);
+        let outcome = within(self.timeout(), ahead.result).into_actor(self);
+        Box::pin(outcome.then(move |outcome: Outcome, draft: &mut Self, _| {
+            match outcome {
+                Ok(rolled) => draft.drafters.went_ahead(&ahead.job, &rolled),
+                Err(fault) => draft.failed(&fault.to_string()),
+            }
+            draft.guess(reserved, span, start)
+        }))
+    }
+}
+
+/// Waits for the draft's thread, not for ever.
+async fn within(timeout: Duration, result: oneshot::Receiver<Outcome>) -> Outcome {
+    let answered = actix_rt::time::timeout(timeout, result);
+    let answered = answered.await.map_err(|_| DeviceFault::Timeout(timeout.as_millis() as u64))?;
+    answered.map_err(|_| DeviceFault::Lost("the draft's thread ended".into()))?
+}
+
+impl DraftModel {
+    fn timeout(&self) -> Duration {
+        self.setup.as_ref().map_or(Duration::ZERO, |setup| setup.timeout)
+    }
+
+    /// Follows the plan and guesses; then goes ahead, if it may.
+    fn guess(&mut self, reserved: Reserved, span: OpenSpan, start: Instant) -> ResponseActFuture<Self, Drafted> {
         let model = self.ready().is_some();
         let (mut drafted, job) = self.drafters.propose(reserved, model);
+        self.tracer.foreseen(self.drafters.foreseen_guesses());
         let Some((thread, setup)) = self.ready().filter(|_| !job.asks.is_empty()) else {
+            self.go_ahead(&drafted);
             return Box::pin(actix::fut::ready(drafted));
         };
         let (job, limits, timeout) = (Arc::new(job), setup.limits.rollout, setup.timeout);
         let asked = job.clone();
         let result = thread.call(move |model| rollout(&asked.asks, limits, &mut |batch| model.run(batch), &|| false));
-        let outcome = async move {
-            let answered = actix_rt::time::timeout(timeout, result);
-            let answered = answered.await.map_err(|_| DeviceFault::Timeout(timeout.as_millis() as u64))?;
-            answered.map_err(|_| DeviceFault::Lost("the draft's thread ended".into()))?
-        };
-        Box::pin(outcome.into_actor(self).map(move |outcome: Outcome, draft, _| {
+        Box::pin(within(timeout, result).into_actor(self).map(move |outcome: Outcome, draft: &mut Self, _| {
             let _span = span;
             match outcome {
-                Ok(rolled) => draft.done(&mut drafted, &job, rolled, start.elapsed()),
+                Ok(rolled) => {
+                    draft.done(&mut drafted, &job, rolled, start.elapsed());
+                    draft.go_ahead(&drafted);
+                }
                 Err(fault) => {
                     drafted.draft_time = start.elapsed();
                     draft.failed(&fault.to_string());
@@ -155,5 +195,20 @@ impl Handler<Sent<Propose>> for DraftModel {
             }
             drafted
         }))
+    }
+
+    /// While the target verifies: the guesses after these, should all of them be right.
+    fn go_ahead(&mut self, drafted: &Drafted) {
+        if !self.setup.as_ref().is_some_and(|setup| setup.ahead) || self.ready().is_none() {
+            return;
+        }
+        let job = Arc::new(self.drafters.ahead(drafted));
+        let Some((thread, setup)) = self.ready().filter(|_| !job.asks.is_empty()) else { return };
+        let (asked, limits, stop) = (job.clone(), setup.limits.rollout, Arc::new(AtomicBool::new(false)));
+        let told = stop.clone();
+        let result = thread.call(move |model| {
+            rollout(&asked.asks, limits, &mut |batch| model.run(batch), &|| told.load(Ordering::Relaxed))
+        });
+        self.ahead = Some(Ahead { job, stop, result });
     }
 }

@@ -71,6 +71,7 @@ pub struct Tracer {
     device_ns: AtomicU64,
     speculation: Mutex<SpecReport>,
     draft_faults: AtomicU64,
+    foreseen: AtomicU64,
     actors: [ActorTotals; ACTORS.len()],
 }
 
@@ -123,6 +124,7 @@ impl Default for Tracer {
             device_ns: AtomicU64::new(0),
             speculation: Mutex::default(),
             draft_faults: AtomicU64::new(0),
+            foreseen: AtomicU64::new(0),
             actors: Default::default(),
         }
     }
@@ -164,6 +166,13 @@ impl Tracer {
     /// How often the draft model failed; each time cost guesses and nothing else.
     pub fn draft_faults(&self) -> u64 {
         self.draft_faults.load(Ordering::Relaxed)
+    }
+    /// Guesses that the draft model made while the target verified those before them, and that served.
+    pub fn foreseen_guesses(&self) -> u64 {
+        self.foreseen.load(Ordering::Relaxed)
+    }
+    pub(crate) fn foreseen(&self, guesses: u64) {
+        self.foreseen.store(guesses, Ordering::Relaxed);
     }
     pub(crate) fn draft_failed(&self) {
         self.draft_faults.fetch_add(1, Ordering::Relaxed);

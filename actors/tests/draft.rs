@@ -99,6 +99,16 @@ const CONTEXT: usize = 120;
 
 /// A system with a draft in this mood, if any; counts the target's batches.
 fn system(blocks: usize, draft: Option<(Mood, usize)>, drafts: DraftPolicy, runs: &Arc<AtomicUsize>) -> System {
+    system_with(blocks, draft, drafts, runs, false)
+}
+
+fn system_with(
+    blocks: usize,
+    draft: Option<(Mood, usize)>,
+    drafts: DraftPolicy,
+    runs: &Arc<AtomicUsize>,
+    ahead: bool,
+) -> System {
     let scheduler = SchedulerOptions {
         max_step_tokens: 64,
         prefill_chunk: 7,
@@ -116,6 +126,7 @@ fn system(blocks: usize, draft: Option<(Mood, usize)>, drafts: DraftPolicy, runs
         loader: loader(mood, &Arc::default()),
         limits: ModelLimits { rollout, max_model_len: context, blocks, block_size: BLOCK },
         timeout: Duration::from_millis(100),
+        ahead,
     });
     System::start(SystemOptions {
         scheduler,
@@ -197,4 +208,22 @@ fn a_draft_with_a_shorter_context_is_silent_beyond_it() {
     (0..2).for_each(|i| assert_eq!(text(ask(&system, i, 60)), want[i as usize]));
     let total = system.handle().tracer().speculation().total();
     assert!(total.accepted == total.drafted && total.drafted > 20 && total.drafted < 60, "{}", total.drafted);
+}
+
+#[test]
+fn a_draft_on_its_own_device_goes_ahead_and_changes_nothing() {
+    let want = plain(4);
+    for mood in [Mood::Good, Mood::Wrong, Mood::Panics, Mood::Hangs, Mood::Nan, Mood::Refuses] {
+        for blocks in [200, 45] {
+            let system = system_with(blocks, Some((mood, CONTEXT)), DraftPolicy::Fixed(3), &Arc::default(), true);
+            let all: Vec<Generation> = (0..4).map(|i| ask(&system, i, 60)).collect();
+            all.into_iter().zip(&want).for_each(|(g, want)| assert_eq!(&text(g), want, "{mood:?}, {blocks} blocks"));
+            let tracer = system.handle().tracer();
+            let total = tracer.speculation().total();
+            if mood == Mood::Good {
+                assert_eq!(total.accepted, total.drafted, "what was guessed ahead is as right");
+                assert!(tracer.foreseen_guesses() > 0 && tracer.draft_faults() == 0);
+            }
+        }
+    }
 }

@@ -70,7 +70,7 @@ pub(crate) fn setup(
     let (loader, kind) = backends::open(&place, make)?;
     let rollout = RolloutLimits { max_rows: runner.max_rows, vocab: config.vocab, target_vocab: target.vocab };
     let limits = ModelLimits { rollout, max_model_len, blocks: runner.kv.blocks, block_size: runner.kv.block_size };
-    Ok(DraftSetup { loader, limits, timeout: timeout(kind) })
+    Ok(DraftSetup { loader, limits, timeout: timeout(kind), ahead: !shares_memory(options) })
 }
 
 /// A draft in a memory of its own: the CPU's beside a GPU, as a rule.

@@ -102,6 +102,7 @@ pub struct Drafters {
     books: Option<Books>,
     trust: Trust,
     block_size: usize,
+    foreseen: u64,
 }
 
 impl Drafters {
@@ -114,6 +115,7 @@ impl Drafters {
             books: options.model.map(Books::new),
             trust: Trust::default(),
             block_size: options.model.map_or(1, |m| m.block_size),
+            foreseen: 0,
         }
     }
 
@@ -130,13 +132,65 @@ impl Drafters {
         let job = if model { self.job(&reserved, &guesses) } else { DraftJob::default() };
         let mut drafted = Drafted::by(Source::Nobody, reserved, Vec::new());
         for (i, guess) in guesses.into_iter().enumerate() {
-            // What the model is asked for is not looked up too.
-            let guess = if job.places.contains(&i) { Guess::default() } else { guess };
+            // What the model is asked for is not looked up too; what it foresaw goes before what was looked up.
+            let guess = if job.places.contains(&i) { Guess::default() } else { self.foreseen(&drafted, i, guess) };
             drafted.sources.push(guess.source);
             drafted.drafts.push(guess.tokens.clone());
             self.remember(drafted.reserved.plan.seqs[i].seq, guess);
         }
         (drafted, job)
+    }
+
+    /// What the draft model guessed ahead, where that serves and nothing surer was looked up.
+    fn foreseen(&mut self, drafted: &Drafted, place: usize, looked_up: Guess) -> Guess {
+        let plan = &drafted.reserved.plan.seqs[place];
+        let Some(seq) = self.seqs.get(&plan.seq).filter(|_| plan.sample.is_some() && plan.max_drafts > 0) else {
+            return looked_up;
+        };
+        let model = Guess { source: Source::Model, ..Guess::default() };
+        let sure = !looked_up.tokens.is_empty() && self.trust.of(&looked_up) >= self.trust.of(&model);
+        if sure || seq.ahead.is_empty() {
+            return looked_up;
+        }
+        let tokens = seq.ahead[..plan.max_drafts.min(seq.ahead.len())].to_vec();
+        self.foreseen += tokens.len() as u64;
+        Guess { tokens, ..model }
+    }
+
+    /// Guesses so far that were made while the target verified those before them.
+    pub fn foreseen_guesses(&self) -> u64 {
+        self.foreseen
+    }
+
+    /// Work for the draft model while the target verifies what it guessed: the next guesses, should these be right.
+    pub fn ahead(&mut self, drafted: &Drafted) -> DraftJob {
+        let mut more = DraftJob::default();
+        let Some(books) = &mut self.books else { return more };
+        let reserved = &drafted.reserved;
+        for (place, (plan, guesses)) in reserved.plan.seqs.iter().zip(&drafted.drafts).enumerate() {
+            let whole = drafted.sources[place] == Source::Model && guesses.len() == plan.max_drafts;
+            let Some(seq) = self.seqs.get(&plan.seq).filter(|_| whole) else { continue };
+            let Some(sample) = &plan.sample else { continue };
+            // One for the token that the target adds, and as many guesses again.
+            let wanted = 1 + plan.max_drafts;
+            if let Some(ask) = books.ask_ahead(seq, &reserved.tables[place], sample, guesses, wanted) {
+                more.asks.push(ask);
+                more.places.push(place);
+                more.seqs.push(plan.seq);
+            }
+        }
+        more
+    }
+
+    /// The draft model has gone ahead, as far as it was let.
+    pub fn went_ahead(&mut self, job: &DraftJob, rolled: &Rolled) {
+        let Some(books) = &mut self.books else { return };
+        for (index, (ask, seq)) in job.asks.iter().zip(&job.seqs).enumerate() {
+            let Some(seq) = self.seqs.get_mut(seq) else { continue };
+            let guesses = seq.last.tokens.clone();
+            books.done_ahead(seq, ask, &guesses, rolled, index);
+            seq.ahead.clone_from(&rolled.guesses[index]);
+        }
     }
 
     fn remember(&mut self, seq: SeqId, guess: Guess) {
@@ -199,9 +253,14 @@ impl Drafters {
             let Some(seq) = self.seqs.get_mut(&plan.seq).filter(|_| !sure && plan.tokens.len() <= LONG_STEP) else {
                 continue;
             };
+            if seq.ahead.len() >= plan.max_drafts {
+                // Foreseen: the guesses are there already.
+                continue;
+            }
             if let Some(ask) = books.ask(seq, table, sample, plan.max_drafts) {
                 job.asks.push(ask);
                 job.places.push(i);
+                job.seqs.push(plan.seq);
             }
         }
         job
@@ -228,6 +287,7 @@ impl Drafters {
     /// The draft model's cache is gone; its sequences catch up when it answers again.
     pub fn lost_cache(&mut self) {
         self.books.iter_mut().for_each(Books::clear);
+        self.seqs.values_mut().for_each(|seq| seq.ahead.clear());
     }
 
     /// A block's contents were copied, in the draft's cache too.

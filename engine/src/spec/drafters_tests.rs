@@ -116,3 +116,29 @@ fn a_sure_lookup_goes_before_the_model() {
     let (drafted, job) = d.propose(reserved(SEQ, 23, &[60], false, &[]), true);
     assert_eq!((drafted.drafts[0].len(), job.asks.len()), (0, 1), "nothing to look up");
 }
+
+#[test]
+fn guesses_made_ahead_serve_if_all_came_as_foreseen() {
+    let mut d = with_model(Lookup::None);
+    let mut step = |start, tokens: &[u32], open| {
+        let (mut drafted, job) = d.propose(reserved(SEQ, start, tokens, open, &[]), true);
+        let asked = job.asks.len();
+        d.finish(&mut drafted, &job, counting(&job), Duration::ZERO);
+        let ahead = d.ahead(&drafted);
+        d.went_ahead(&ahead, &counting(&ahead));
+        let ahead: Vec<(usize, Vec<u32>, usize)> =
+            ahead.asks.iter().map(|a| (a.from, a.tokens.clone(), a.wanted)).collect();
+        (asked, ahead, drafted.drafts.remove(0))
+    };
+    assert_eq!(step(0, &[10, 11, 12], true), (1, vec![(4, vec![14], 3)], vec![13, 14]));
+    // All right, and 15 as foreseen: 16 and 17 are there without asking, and so on.
+    assert_eq!(step(5, &[15], false), (0, vec![(7, vec![17], 3)], vec![16, 17]));
+    let (asked, _, drafts) = step(8, &[18], false);
+    assert_eq!((asked, drafts), (0, vec![19, 20]));
+    // The token after the guesses is another: what was guessed ahead is void.
+    let (asked, _, drafts) = step(11, &[50], false);
+    assert_eq!((asked, drafts), (1, vec![51, 52]));
+    // One guess of two was right.
+    let (asked, _, drafts) = step(13, &[60], false);
+    assert_eq!((asked, drafts), (1, vec![61, 62]));
+}

@@ -16,6 +16,8 @@ pub(super) struct Followed {
     pub tenant: Arc<str>,
     /// The last guess: the accepted part is cached without ever being an input again.
     pub last: Guess,
+    /// What the draft model guessed beyond the last guess, should all of that be right.
+    pub ahead: Vec<u32>,
     /// How much of the log other answers of the tenant may know of.
     pub published: usize,
     drafter: Option<Box<dyn Drafter>>,
@@ -28,6 +30,7 @@ impl Followed {
             chain: Chain::default(),
             tenant: opening.tenant.clone(),
             last: Guess::default(),
+            ahead: Vec::new(),
             published: opening.prompt_len,
             drafter,
         };
@@ -59,6 +62,7 @@ impl Followed {
         }
         self.grow(&opening.log[common..]);
         self.last = Guess::default();
+        self.ahead.clear();
     }
 
     /// Takes what a plan says of the log; returns how many of the last guesses were right, `None` if the
@@ -77,6 +81,9 @@ impl Followed {
             return None;
         }
         let guessed = self.last.tokens[..accepted].to_vec();
+        // What was guessed ahead follows all of the last guess and then the token that came.
+        let as_foreseen = accepted == self.last.tokens.len() && self.ahead.starts_with(&plan.tokens);
+        self.ahead = if as_foreseen { self.ahead.split_off(plan.tokens.len()) } else { Vec::new() };
         self.grow(&guessed);
         self.grow(&plan.tokens);
         Some(accepted)

@@ -3,6 +3,8 @@
 use super::follow::Followed;
 use super::marks::CacheMarks;
 use super::rollout::{Ask, Rolled, RolloutLimits};
+use super::verify::count;
+use crate::request::SeqId;
 use crate::step::SamplePlan;
 
 /// Sizes of a draft model beside its target.
@@ -25,6 +27,8 @@ pub struct DraftJob {
     pub asks: Vec<Ask>,
     /// Index of each in the plan.
     pub places: Vec<usize>,
+    /// The sequences themselves.
+    pub seqs: Vec<SeqId>,
 }
 
 impl DraftJob {
@@ -70,6 +74,44 @@ impl Books {
         }
         self.marks.spoil(table, held);
         Some(Ask { table: table.to_vec(), from: held, tokens: tokens.to_vec(), sample: sample.clone(), wanted })
+    }
+
+    /// What the draft may do while the target verifies `guesses`: go on as if all of them were right. As many
+    /// guesses as fit in the blocks that the sequence has, at most `wanted`.
+    pub fn ask_ahead(
+        &mut self,
+        seq: &Followed,
+        table: &[u32],
+        sample: &SamplePlan,
+        guesses: &[u32],
+        wanted: usize,
+    ) -> Option<Ask> {
+        let ModelLimits { rollout, max_model_len, block_size, .. } = self.limits;
+        let table = &table[..table.len().min(max_model_len.div_ceil(block_size))];
+        let mut log = seq.log.clone();
+        log.extend_from_slice(guesses);
+        let room = max_model_len.min(table.len() * block_size);
+        let wanted = wanted.min((room + 1).checked_sub(log.len())?);
+        let mut chain = seq.chain.clone();
+        let from = self.marks.held(&log, &mut chain, table).min(log.len() - 1);
+        let tokens = log[from..].to_vec();
+        if wanted == 0 || tokens.iter().any(|t| *t as usize >= rollout.vocab) {
+            return None;
+        }
+        let mut sample = sample.clone();
+        for guess in guesses {
+            sample.params.position += 1;
+            count(&mut sample.adjust, &sample.params, *guess);
+        }
+        self.marks.spoil(table, from);
+        Some(Ask { table: table.to_vec(), from, tokens, sample, wanted })
+    }
+
+    /// The draft has gone ahead as [`ask_ahead`](Self::ask_ahead) said, after `guesses`.
+    pub fn done_ahead(&mut self, seq: &Followed, ask: &Ask, guesses: &[u32], rolled: &Rolled, index: usize) {
+        let inputs = &rolled.guesses[index][..rolled.cached[index]];
+        let held = [&seq.log[..], guesses, inputs].concat();
+        self.marks.filled(&held, &seq.chain, &ask.table, ask.from);
     }
 
     /// The draft has done what [`ask`](Self::ask) said: its cache holds the log and the guesses that were inputs.
