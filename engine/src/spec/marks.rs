@@ -37,7 +37,7 @@ impl Chain {
         if block == 0 { 0 } else { self.hashes[block - 1] }
     }
     /// Follows a log that grew.
-    fn grow(&mut self, log: &[u32], block_size: usize) {
+    pub fn grow(&mut self, log: &[u32], block_size: usize) {
         for block in self.hashes.len()..log.len() / block_size {
             self.hashes.push(extend(self.before(block), &log[block * block_size..][..block_size]));
         }

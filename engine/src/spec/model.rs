@@ -111,7 +111,10 @@ impl Books {
     pub fn done_ahead(&mut self, seq: &Followed, ask: &Ask, guesses: &[u32], rolled: &Rolled, index: usize) {
         let inputs = &rolled.guesses[index][..rolled.cached[index]];
         let held = [&seq.log[..], guesses, inputs].concat();
-        self.marks.filled(&held, &seq.chain, &ask.table, ask.from);
+        // The log's own chain may end before the guesses' first block.
+        let mut chain = seq.chain.clone();
+        chain.grow(&held, self.limits.block_size);
+        self.marks.filled(&held, &chain, &ask.table, ask.from);
     }
 
     /// The draft has done what [`ask`](Self::ask) said: its cache holds the log and the guesses that were inputs.
