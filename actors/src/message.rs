@@ -115,7 +115,7 @@ messages! {
     /// To the scheduler: guess so many tokens from now on.
     SetDrafts {
         /// How many.
-        policy: DraftPolicy,
+        pub policy: DraftPolicy,
     } -> ();
 
     /// To the scheduler: a client went away.
