@@ -50,7 +50,7 @@ impl Drafting {
     /// Guesses for the sequences of the plan that choose a token, at most `budget` rows of them and `logit_rows`
     /// rows that choose; what drafters must know of those that start.
     pub fn plan(&mut self, plan: &mut StepPlan, seqs: &HashMap<SeqId, Sequence>, budget: usize, logit_rows: usize) {
-        plan.released.iter().for_each(|seq| drop(self.known.remove(seq)));
+        self.known.retain(|seq, _| !plan.released.contains(seq));
         self.rows = plan.seqs.iter().map(|s| s.tokens.len()).sum();
         self.context = plan.seqs.iter().map(|s| s.start).sum();
         let choosing: Vec<usize> = (0..plan.seqs.len()).filter(|i| plan.seqs[*i].sample.is_some()).collect();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use ponder::{Engine, EngineOptions, Opened};
 use ponder_actors::{Generation, Submission};
 use ponder_engine::Error;
@@ -67,7 +68,7 @@ pub struct BenchArgs {
     #[arg(long, env = "PONDER_WORKLOAD_TEMPERATURE", default_value_t = 0.0, value_name = "T")]
     pub workload_temperature: f32,
     /// With --workload: compare the ways to accept a draft model's guesses, at temperatures 0, 0.6 and 1, instead
-    #[arg(long, requires = "workload", action = clap::ArgAction::SetTrue)]
+    #[arg(long, env = "PONDER_ACCEPTANCE", requires = "workload", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub acceptance: bool,
     #[command(flatten)]
     pub(super) model: ModelArgs,

@@ -20,19 +20,19 @@ Examples:
 )]
 pub struct SimulateArgs {
     /// Cached tokens of each sequence
-    #[arg(long, default_value_t = 4096, value_name = "N")]
+    #[arg(long, env = "PONDER_CONTEXT", default_value_t = 4096, value_name = "N")]
     pub context: usize,
     /// Most guesses per step
-    #[arg(long, default_value_t = 16, value_name = "K")]
-    pub most: usize,
+    #[arg(long, env = "PONDER_MAX_SPECULATIVE_TOKENS", default_value_t = 16, value_name = "K")]
+    pub max_speculative_tokens: usize,
     /// Acceptance of the 1B draft
-    #[arg(long, default_value_t = 0.84, value_name = "A")]
+    #[arg(long, env = "PONDER_ACCEPTANCE_1B", default_value_t = 0.84, value_name = "A")]
     pub acceptance_1b: f64,
     /// Acceptance of the 3B draft
-    #[arg(long, default_value_t = 0.87, value_name = "A")]
+    #[arg(long, env = "PONDER_ACCEPTANCE_3B", default_value_t = 0.87, value_name = "A")]
     pub acceptance_3b: f64,
     /// Acceptance of the 8B draft
-    #[arg(long, default_value_t = 0.90, value_name = "A")]
+    #[arg(long, env = "PONDER_ACCEPTANCE_8B", default_value_t = 0.90, value_name = "A")]
     pub acceptance_8b: f64,
     /// Print one JSON object on stdout
     #[arg(long, env = "PONDER_JSON", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
@@ -54,7 +54,7 @@ pub fn simulate(args: &SimulateArgs) -> Result<()> {
         drafts.push(SimDraft { model, acceptance });
     }
     let batches = [1, 2, 4, 8, 16, 32, 64];
-    let advice = advise(H200, LLAMA_70B, &drafts, args.most, &batches, args.context);
+    let advice = advise(H200, LLAMA_70B, &drafts, args.max_speculative_tokens, &batches, args.context);
     if args.json {
         let rows: Vec<Value> = advice
             .iter()
