@@ -172,6 +172,8 @@ pub struct Request {
     pub eos: Vec<u32>,
     /// How it thinks; `None`: all it says is the answer.
     pub thinking: Option<Arc<Thinking>>,
+    /// Whose it is; what one tenant's answers say serves as guesses for nobody else.
+    pub tenant: Arc<str>,
 }
 
 /// Why an answer ended. Each answer ends exactly once.

@@ -10,8 +10,8 @@ use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
 use ponder_engine::reason::Effort;
 use ponder_engine::request::SamplingParams;
-use ponder_engine::schedule::DraftPolicy;
-use ponder_engine::spec::{DrafterKind, LengthOptions};
+
+use super::speculation::SpeculationArgs;
 
 /// Which model, on what, with how much memory.
 #[derive(Args, Clone, Debug, PartialEq)]
@@ -69,13 +69,8 @@ pub struct ModelArgs {
         hide_short_help = true
     )]
     pub max_step_tokens: usize,
-    /// Who guesses tokens ahead, for the model to check several at once: none, ngram or suffix. The answer
-    /// stays the same
-    #[arg(long, env = "PONDER_DRAFT_MODEL", default_value = "none", value_name = "DRAFTER")]
-    pub draft_model: DrafterKind,
-    /// How many tokens are guessed at once: a number up to 32, or as many as pay
-    #[arg(long, env = "PONDER_NUM_SPECULATIVE_TOKENS", default_value = "auto", value_parser = draft_policy, value_name = "K|auto")]
-    pub num_speculative_tokens: DraftPolicy,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
     /// What the efforts mean, how `auto` decides, and the soft landing, as JSON [default: reasoning.json
     /// in the model's folder, if there is one]
     #[arg(long, env = "PONDER_REASONING_POLICY", value_name = "FILE", hide_short_help = true)]
@@ -92,7 +87,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// The engine's options for `seqs` sequences at once.
     pub fn options(&self, seqs: usize) -> ponder_engine::Result<EngineOptions> {
-        Ok(EngineOptions {
+        let mut options = EngineOptions {
             backend: self.backend,
             adapter: self.adapter.clone(),
             threads: self.threads,
@@ -103,13 +98,13 @@ impl ModelArgs {
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
-            drafter: self.draft_model,
-            drafts: self.num_speculative_tokens,
             reasoning_policy: self.reasoning_policy.clone(),
             depth_classifier: self.depth_classifier.clone(),
             soft_landing: self.soft_landing.clone(),
             ..EngineOptions::new(models::resolve(&self.model)?)
-        })
+        };
+        self.speculation.apply(&mut options)?;
+        Ok(options)
     }
 }
 
@@ -201,16 +196,6 @@ pub struct OutputArgs {
     /// Write every actor message and request phase to a file that Perfetto and chrome://tracing open
     #[arg(long, env = "PONDER_TRACE", value_name = "FILE")]
     pub trace: Option<PathBuf>,
-}
-
-fn draft_policy(word: &str) -> Result<DraftPolicy, String> {
-    if word == "auto" {
-        return Ok(DraftPolicy::Auto(LengthOptions::default()));
-    }
-    match word.parse() {
-        Ok(k @ 0..=32) => Ok(DraftPolicy::Fixed(k)),
-        _ => Err("it is neither auto nor a number from 0 to 32".into()),
-    }
 }
 
 fn kv_format(word: &str) -> Result<KvFormat, String> {

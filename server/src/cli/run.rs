@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::args::{ModelArgs, OutputArgs, SamplingArgs};
 use super::progress::Loading;
+use super::speculation::speculation_json;
 
 /// Flags of `ponder run`.
 #[derive(Args)]
@@ -209,6 +210,7 @@ pub fn completion_json(c: &Completion) -> Value {
         "finish_reason": c.finish_reason(),
         "thinking": c.thinking,
         "depth_decision": c.decision,
+        "speculation": speculation_json(&c.speculation),
         "timings": {
             "ttft_ms": c.timings.ttft_ms,
             "time_to_first_answer_token_ms": c.timings.first_answer_ms,
