@@ -51,7 +51,7 @@ impl Case {
         let mut options = options;
         if way.pool > 0 {
             let opened = ponder::Opened::open(options.clone()).unwrap();
-            let token = opened.checkpoint.config.kv_bytes_per_token(options.kv_cache_dtype) as u64;
+            let token = opened.checkpoint.config.kv_bytes(options.kv_cache_dtype).per_token();
             options.kv_memory = Some(token * (len.next_multiple_of(16) * way.pool) as u64);
         }
         let engine = Engine::load(options, |_| {}).unwrap();

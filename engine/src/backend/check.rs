@@ -126,6 +126,37 @@ pub fn rows_are_independent<B: Backend>(backend: &mut B) -> Result<usize> {
     verdict(backend, failures, count)
 }
 
+/// Checks that what is cached does not depend on how tokens are cut into steps: the last row of every problem
+/// that stores and attends has the same bits after one launch of all rows as after one launch for each.
+pub fn chunks_keep_their_bits<B: Backend>(backend: &mut B) -> Result<usize> {
+    let (rows, live, mut count, mut failures) = (64, 40, 0, Vec::new());
+    for whole in problems(rows, live).into_iter().filter(|p| p.name.starts_with("qkv")) {
+        let (_, inputs) = &whole.launches[0];
+        let one = |row: usize| {
+            let part = |(name, bytes): (&String, &Vec<u8>)| {
+                let width = bytes.len() / rows;
+                let part = match name.as_str() {
+                    "live" => bytemuck::cast_slice(&[1u32, 1]).to_vec(),
+                    "block_tables" => bytes.clone(),
+                    _ => bytes[row * width..][..width].to_vec(),
+                };
+                (name.clone(), part)
+            };
+            (0, inputs.iter().map(part).collect())
+        };
+        let cut = Problem { launches: (0..live).map(one).collect(), ..whole.clone() };
+        let (want, got) = (run(backend, &whole)?, run(backend, &cut)?);
+        for ((expected, want), got) in whole.outputs.iter().zip(want).zip(got) {
+            count += 1;
+            let bytes = 4 * expected.width;
+            if got[..bytes] != want[(live - 1) * bytes..][..bytes] {
+                failures.push(format!("{}: {}: row by row against all at once", whole.name, expected.slot));
+            }
+        }
+    }
+    verdict(backend, failures, count)
+}
+
 fn verdict<B: Backend>(backend: &B, failures: Vec<String>, count: usize) -> Result<usize> {
     if failures.is_empty() {
         return Ok(count);
