@@ -35,3 +35,9 @@ fn chunks_keep_their_bits() {
     let count = check::chunks_keep_their_bits(&mut backend).unwrap_or_else(|e| panic!("{e}"));
     assert!(count > 30, "{count} outputs were compared");
 }
+
+#[test]
+fn broken_tokens_show() {
+    let Some(mut backend) = emulator(4) else { return };
+    check::broken_tokens_show(&mut backend).unwrap_or_else(|e| panic!("{e}"));
+}

@@ -52,6 +52,11 @@ agreement! {
 }
 
 #[test]
+fn broken_tokens_show() {
+    Profile::ALL.into_iter().for_each(|profile| on_adapters(profile, true, check::broken_tokens_show));
+}
+
+#[test]
 fn chunks_keep_their_bits() {
     on_adapters(Profile::Cpu { broadcast: true }, true, check::chunks_keep_their_bits);
 }
