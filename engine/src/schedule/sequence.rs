@@ -44,6 +44,10 @@ pub struct Sequence {
     pub arrived: Duration,
     /// Tokens computed again after a preemption or a lost device.
     pub recomputed: usize,
+    /// Tokens that were guessed for it, and those of them that were right.
+    pub drafted: usize,
+    /// See `drafted`.
+    pub accepted: usize,
     params: Arc<SamplingParams>,
     /// Tokens that end the answer.
     ends: Arc<[u32]>,
@@ -83,6 +87,8 @@ impl Sequence {
             cached: 0,
             arrived: now,
             recomputed: 0,
+            drafted: 0,
+            accepted: 0,
             params: Arc::new(request.params.clone()),
             ends,
             thinking,
@@ -121,6 +127,15 @@ impl Sequence {
     /// Tokens not cached yet: 1 while decoding.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.cached
+    }
+    /// Most tokens that may be generated.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+    /// Cap on the thinking; `None` is none.
+    pub fn thinking_budget(&self) -> Option<usize> {
+        let decision = self.thinking.as_ref().and_then(|t| t.decision.as_ref());
+        decision.map_or(self.params.thinking_token_budget, |d| d.budget)
     }
     /// Most tokens that this answer may still need in the cache.
     pub fn longest(&self) -> usize {
