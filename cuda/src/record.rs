@@ -362,7 +362,8 @@ impl Recorder<'_> {
         if !bytes.is_multiple_of(16) {
             return Err(unsupported(format!("KV blocks of {bytes} bytes: not a multiple of 16")));
         }
-        let args = Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(o.cache.elements())).u32(bytes / 16);
+        let args =
+            Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(o.cache.elements())).u32(bytes / 16);
         let grid = [(bytes / 16).div_ceil(256), self.rows(), 1];
         self.push("elementwise", "", "copy_blocks".into(), grid, 256, args);
         if let Some(scales) = o.cache.scales() {

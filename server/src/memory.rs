@@ -259,7 +259,8 @@ mod tests {
     fn fp8_holds_twice_the_tokens_and_shows_its_scales() {
         let half = EngineOptions { kv_memory: Some(23_040 * 16 * 1000), ..EngineOptions::new("m") };
         let eighth = EngineOptions { kv_cache_dtype: KvFormat::E4M3, ..half.clone() };
-        let half = size(&EngineOptions { max_model_len: Some(512), ..half }, &config(), WEIGHTS, free(8 << 30)).unwrap();
+        let half =
+            size(&EngineOptions { max_model_len: Some(512), ..half }, &config(), WEIGHTS, free(8 << 30)).unwrap();
         let eighth = size(&EngineOptions { max_model_len: Some(512), ..eighth }, &config(), WEIGHTS, None).unwrap();
         assert_eq!((half.pool_tokens(), eighth.pool_tokens()), (16_000, 32_000));
         assert_eq!(half.pool_bytes(), eighth.pool_bytes());

@@ -3,8 +3,8 @@
 use ponder_engine::backend::DeviceKind;
 use ponder_engine::error::{DeviceFault, Error, Result};
 
-use crate::module::SCALED_STORAGE_BUFFERS;
 use crate::fault::{Faults, ready};
+use crate::module::SCALED_STORAGE_BUFFERS;
 use crate::variants::Profile;
 
 /// How to choose and open an adapter.

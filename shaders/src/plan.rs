@@ -311,7 +311,8 @@ impl Planner<'_> {
     }
 
     fn kv_store(&mut self, o: &op::KvStore) -> Steps {
-        let (format, [_, block_size, heads, head_dim]) = (self.program.kv_format(o.cache), self.program.kv_shape(o.cache));
+        let (format, [_, block_size, heads, head_dim]) =
+            (self.program.kv_format(o.cache), self.program.kv_shape(o.cache));
         let mut dims = head_dims(heads, head_dim, 0, 0.0)?;
         dims.extend([("query_heads", 0), ("block_size", block_size as u32)]);
         let mut buffers = vec![("slot_mapping", self.plain(o.slot_mapping)?), ("v", self.plain(o.x)?)];
@@ -325,7 +326,11 @@ impl Planner<'_> {
     }
 
     /// The buffers of a cache under the names that a kernel gives its elements and scales.
-    fn cache(&self, cache: KvCache, names: [&'static str; 2]) -> Result<Vec<(&'static str, wgpu::Buffer)>, DeviceFault> {
+    fn cache(
+        &self,
+        cache: KvCache,
+        names: [&'static str; 2],
+    ) -> Result<Vec<(&'static str, wgpu::Buffer)>, DeviceFault> {
         names.into_iter().zip(cache.slots()).map(|(name, slot)| Ok((name, self.plain(slot)?))).collect()
     }
 

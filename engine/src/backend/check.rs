@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use super::reference::ReferenceBackend;
 use super::{Backend, Bound, cast_vec};
 use crate::error::{DeviceFault, Error, Result};
-use crate::op::lower::lower;
 use crate::format::KvFormat;
+use crate::op::lower::lower;
 use crate::op::problem::{Expected, Problem, noise, problems};
 use crate::op::{Attention, KvStore};
 use crate::program::{Elem, Program, Role};
@@ -178,7 +178,18 @@ pub fn broken_tokens_show<B: Backend>(backend: &mut B) -> Result<usize> {
         p.push(KvStore { x: v, cache: v_cache, slot_mapping });
         let (heads, kv_heads, head_dim, scale, window) = (1, 1, DIM, 0.125, None);
         p.push(Attention {
-            q, k_cache, v_cache, positions, row_seq, block_tables, out, heads, kv_heads, head_dim, scale, window,
+            q,
+            k_cache,
+            v_cache,
+            positions,
+            row_seq,
+            block_tables,
+            out,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            window,
         });
         let values = |name| (0..ROWS * DIM).map(|i| noise(3, name, i / DIM, i % DIM)).collect::<Vec<f32>>();
         let with_infinity = |name| {

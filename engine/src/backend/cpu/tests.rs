@@ -2,7 +2,9 @@
 
 use super::simd::Level;
 use super::*;
-use crate::backend::check::{agrees_with_reference, broken_tokens_show, chunks_keep_their_bits, rows_are_independent, run};
+use crate::backend::check::{
+    agrees_with_reference, broken_tokens_show, chunks_keep_their_bits, rows_are_independent, run,
+};
 use crate::op::lower::lower;
 use crate::op::problem::problems;
 
