@@ -14,7 +14,7 @@ use ponder_engine::{Error, Result};
 
 use crate::backends::{self, WithBackend, resolved};
 use crate::engine::{First, loader};
-use crate::memory::{Beside, free_main_memory};
+use crate::memory::{Beside, main_memory};
 use crate::options::{BackendChoice, DraftOptions, EngineOptions};
 use crate::prompt::Prompter;
 
@@ -76,8 +76,8 @@ pub(crate) fn setup(
 /// A draft in a memory of its own: the CPU's beside a GPU, as a rule.
 fn check_memory(options: &EngineOptions, checkpoint: &Checkpoint, runner: &RunnerOptions) -> Result<()> {
     let beside = Beside::of(options, &checkpoint.config, checkpoint.weight_bytes());
-    let pool = (runner.kv.blocks * runner.kv.block_size) as u64 * beside.kv_per_token;
-    match free_main_memory() {
+    let pool = runner.kv.blocks as u64 * beside.kv.per_block(runner.kv.block_size);
+    match main_memory().map(|m| m.free) {
         Some(free) if beside.fixed + pool > free / 10 * 9 => {
             let [needs, has] = [beside.fixed + pool, free / 10 * 9].map(bytes_in_words);
             Err(Error::invalid("draft_model", format!("needs {needs} with its cache and {has} may be used")))

@@ -7,7 +7,7 @@ use ponder_engine::model::runner::ModelRunner;
 use ponder_engine::{Error, Result};
 
 use crate::drafting;
-use crate::memory::{Beside, Sizing, free_main_memory, size_beside};
+use crate::memory::{Beside, Sizing, main_memory, size_beside};
 use crate::options::EngineOptions;
 use crate::prompt::Prompter;
 
@@ -61,14 +61,10 @@ impl Opened {
     /// If it does not fit.
     pub fn sizing(&self, device: &DeviceInfo) -> Result<Sizing> {
         let main = matches!(device.kind, DeviceKind::Cpu | DeviceKind::SoftwareGpu);
-        let free = if main { free_main_memory() } else { device.memory_bytes };
-        let beside = match &self.draft {
-            Some(draft) if drafting::shares_memory(&self.options) => {
-                Beside::of(&self.options, &draft.config, draft.weight_bytes())
-            }
-            _ => Beside::default(),
-        };
-        size_beside(&self.options, &self.checkpoint.config, self.checkpoint.weight_bytes(), beside, free)
+        let memory = if main { main_memory() } else { device.memory };
+        let shared = self.draft.as_ref().filter(|_| drafting::shares_memory(&self.options));
+        let beside = shared.map(|draft| Beside::of(&self.options, &draft.config, draft.weight_bytes()));
+        size_beside(&self.options, &self.checkpoint.config, self.checkpoint.weight_bytes(), beside, memory)
     }
 
     /// The memory plan on `device`, and the certainty that all weights are numbers.

@@ -45,7 +45,7 @@ fn engine(base: &EngineOptions, draft: Option<(&Path, Way)>) -> Engine {
         if way.pool > 0 {
             let opened = ponder::Opened::open(options.clone()).unwrap();
             let configs = [&opened.checkpoint.config, &opened.draft.as_ref().unwrap().config];
-            let token: usize = configs.iter().map(|c| c.kv_bytes_per_token(options.kv_cache_dtype)).sum();
+            let token: usize = configs.iter().map(|c| c.kv_bytes(options.kv_cache_dtype).per_token() as usize).sum();
             options.kv_memory = Some((token * options.max_model_len.unwrap() * way.pool) as u64);
         }
     }
