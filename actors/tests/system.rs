@@ -123,7 +123,7 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {
     let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
-    Submission { prompt: prompt.to_vec(), params, eos: vec![0], thinking: None }
+    Submission { prompt: prompt.to_vec(), params, eos: vec![0], thinking: None, grammar: None }
 }
 
 fn submit(system: &System, submission: Submission) -> Generation {

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::grammar::Guide;
 use crate::op::{Adjust, SampleRow};
 use crate::request::SeqId;
 
@@ -47,6 +48,8 @@ pub struct SamplePlan {
     pub params: SampleRow,
     /// Penalties and biases.
     pub adjust: Vec<Adjust>,
+    /// What the answer keeps to, if it does here.
+    pub guide: Option<Guide>,
 }
 
 /// Where it lives.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ponder_engine::checkpoint::Checkpoint;
+use ponder_engine::grammar::GrammarSource;
 use ponder_engine::reason::{MarkerTexts, Markers, Thinking};
 use ponder_engine::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use ponder_engine::{Error, Result};
@@ -36,6 +37,8 @@ pub struct Rendered {
     pub tokens: Vec<u32>,
     /// How its answer thinks; `None`: all of it is the answer.
     pub thinking: Option<Arc<Thinking>>,
+    /// What its answers keep to; `None`, as the prompter makes it: nothing.
+    pub grammar: Option<GrammarSource>,
 }
 
 /// Turns prompts into tokens.
@@ -88,7 +91,7 @@ impl Prompter {
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Chat(messages, options) => return self.chat(messages, options),
         };
-        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None }) }
+        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None, grammar: None }) }
     }
 
     fn chat(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
@@ -101,6 +104,6 @@ impl Prompter {
         let pieces = template.render(messages, options)?;
         let tokens = self.tokenizer.encode_pieces(&pieces)?;
         let thinking = self.markers.as_ref().map(|m| Arc::new(Thinking::new(m.clone(), m.start_of(&pieces))));
-        Ok(Rendered { tokens, thinking })
+        Ok(Rendered { tokens, thinking, grammar: None })
     }
 }

@@ -101,7 +101,7 @@ mod tests {
 
     fn propose(drafters: &mut Drafters, start: usize, tokens: &[u32], released: bool) -> Vec<u32> {
         let seq = SeqId { request: RequestId(1), choice: 0 };
-        let sample = Some(SamplePlan { params: SampleRow::default(), adjust: Vec::new() });
+        let sample = Some(SamplePlan { params: SampleRow::default(), adjust: Vec::new(), guide: None });
         let plan = SeqPlan { seq, start, tokens: tokens.to_vec(), max_drafts: 2, sample };
         let released = if released { vec![seq] } else { Vec::new() };
         let plan = StepPlan { seqs: vec![plan], released, ..StepPlan::default() };

@@ -138,7 +138,8 @@ fn submit(engine: &Engine, args: &BenchArgs, max_tokens: usize, salt: u64) -> Re
     };
     let params = SamplingParams { max_tokens: Some(max_tokens), ignore_eos: true, ..SamplingParams::default() };
     let started = (0..args.batch as u64).map(|i| {
-        let submission = Submission { prompt: prompt(i), params: params.clone(), eos: Vec::new(), thinking: None };
+        let submission =
+            Submission { prompt: prompt(i), params: params.clone(), eos: Vec::new(), thinking: None, grammar: None };
         Ok(engine.handle().submit_blocking(submission)?)
     });
     started.collect()

@@ -9,6 +9,7 @@ pub mod auth;
 pub mod body;
 pub mod error;
 pub mod guard;
+pub mod guide;
 pub mod job;
 pub mod metrics;
 pub mod openapi;

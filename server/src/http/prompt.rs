@@ -28,6 +28,8 @@ pub struct ChatPrompt {
     pub kwargs: Map<String, Value>,
     /// Tools in OpenAI's form.
     pub tools: Option<Value>,
+    /// A schema that the answer keeps to, and where it stands in the request.
+    pub schema: Option<(&'static str, Value)>,
 }
 
 /// The messages of a chat as templates see them.
@@ -82,10 +84,15 @@ pub fn render(model: &Served, mut prompt: ChatPrompt, open: bool) -> Result<Rend
         kwargs: prompt.kwargs,
         now: Some(now),
     };
+    let grammar = match &prompt.schema {
+        Some((field, schema)) => Some(model.compiler(field)?.json(field, schema)?),
+        None => None,
+    };
     let mut rendered = model.engine.prompter().render(&Prompt::Chat(prompt.messages, options))?;
     if let (Some(thinking), Some(_)) = (&mut rendered.thinking, &decision) {
         Arc::make_mut(thinking).decision = decision;
     }
+    rendered.grammar = grammar;
     Ok(rendered)
 }
 
@@ -119,6 +126,9 @@ pub async fn start(
     let (model, name) = state.model(model)?;
     let model = model.clone();
     let params = sampling.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
+    if let (Some((field, _)), true) = (&prompt.schema, params.ignore_eos) {
+        return Err(ApiError::invalid("ignore_eos", format!("contradicts {field}, which has an end")));
+    }
     let Caller { request_id, key, arrived } = caller;
     if state.options.log_prompts {
         tracing::info!(target: "ponder::prompt", request_id, messages = ?prompt.messages, "prompt");

@@ -58,6 +58,7 @@ pub async fn chat(request: HttpRequest, state: Data<State>, payload: Payload) ->
         budget: asked.budget()?,
         kwargs: asked.chat_template_kwargs.clone().unwrap_or_default(),
         tools: None,
+        schema: asked.response_format.as_ref().map(|f| f.schema()).transpose()?.flatten(),
     };
     let job = start(shared(&state), asked.model.as_deref(), prompt, &asked.sampling()?, caller, "chatcmpl").await?;
     if !stream {

@@ -36,9 +36,69 @@ sampled_request! {
         pub include_reasoning: Option<bool>,
         /// SGLang's flag; true, as it always is here.
         pub separate_reasoning: Option<bool>,
+        /// The form of the answer; thinking is free.
+        pub response_format: Option<ResponseFormat>,
         /// Arguments for the chat template: `enable_thinking`, or what else it knows.
         #[schema(value_type = Option<Object>)]
         pub chat_template_kwargs: Option<TemplateArguments>,
+    }
+}
+
+/// The form of an answer.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseFormat {
+    /// Which.
+    #[serde(rename = "type")]
+    pub kind: FormatKind,
+    /// With `json_schema`.
+    pub json_schema: Option<SchemaFormat>,
+}
+
+/// Which form.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FormatKind {
+    /// Any text.
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON of a schema.
+    JsonSchema,
+}
+
+/// A schema with its name.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SchemaFormat {
+    /// Its name.
+    pub name: String,
+    /// Not told to the model.
+    pub description: Option<String>,
+    /// The schema; any object if it is left out.
+    #[schema(value_type = Option<Object>)]
+    pub schema: Option<Value>,
+    /// Schemas are always kept to here.
+    pub strict: Option<bool>,
+}
+
+impl ResponseFormat {
+    /// The schema to keep to, and where it stands in the request.
+    ///
+    /// # Errors
+    /// 400 for a form without what it needs.
+    pub fn schema(&self) -> Result<Option<(&'static str, Value)>, ApiError> {
+        let object = || serde_json::json!({ "type": "object" });
+        match (self.kind, &self.json_schema) {
+            (FormatKind::Text, None) => Ok(None),
+            (FormatKind::JsonObject, None) => Ok(Some(("response_format", object()))),
+            (FormatKind::JsonSchema, Some(format)) => {
+                let schema = format.schema.clone().unwrap_or_else(object);
+                Ok(Some(("response_format.json_schema.schema", schema)))
+            }
+            (FormatKind::JsonSchema, None) => Err(ApiError::invalid("response_format.json_schema", "is missing")),
+            (_, Some(_)) => Err(ApiError::invalid("response_format.json_schema", "is for the type json_schema")),
+        }
     }
 }
 
