@@ -69,6 +69,16 @@ impl Prompter {
         &self.tokenizer
     }
 
+    /// Whether the model has markers of its own for tool calls.
+    pub fn marks_calls(&self) -> bool {
+        self.markers.as_ref().is_some_and(|m| m.texts().tool_open.is_some())
+    }
+
+    /// Whether the chat template tells the model of tools.
+    pub fn knows_tools(&self) -> bool {
+        self.template.as_ref().is_some_and(|t| t.source().contains("tools"))
+    }
+
     /// The tokens of plain text, after BOS where the model begins texts with it.
     ///
     /// # Errors

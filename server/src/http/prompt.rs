@@ -11,6 +11,7 @@ use super::guard::Caller;
 use super::job::{Job, Order};
 use super::routes::blocking;
 use super::state::{Served, State};
+use super::tools::Tools;
 use super::wire::chat::ChatMessage;
 use super::wire::sampling::Sampling;
 use crate::prompt::{Prompt, Rendered};
@@ -26,8 +27,8 @@ pub struct ChatPrompt {
     pub budget: Option<i64>,
     /// Arguments for the template.
     pub kwargs: Map<String, Value>,
-    /// Tools in OpenAI's form.
-    pub tools: Option<Value>,
+    /// Tools that it may or must call.
+    pub tools: Option<Tools>,
     /// A schema that the answer keeps to, and where it stands in the request.
     pub schema: Option<(&'static str, Value)>,
 }
@@ -76,21 +77,31 @@ pub fn render(model: &Served, mut prompt: ChatPrompt, open: bool) -> Result<Rend
     }
     // No thinking at all: better said to the model than forced on it.
     enable = enable.or((prompt.budget == Some(0)).then_some(false));
+    let prompter = model.engine.prompter();
+    if let Some(tools) = prompt.tools.as_ref().filter(|_| !prompter.knows_tools()) {
+        add_hint(&mut prompt.messages, &tools.in_words());
+    }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
     let options = RenderOptions {
         add_generation_prompt: open,
         enable_thinking: enable,
-        tools: prompt.tools,
+        tools: prompt.tools.as_ref().map(Tools::for_template),
         kwargs: prompt.kwargs,
         now: Some(now),
     };
-    let grammar = match &prompt.schema {
-        Some((field, schema)) => Some(model.compiler(field)?.json(field, schema)?),
-        None => None,
+    let demanded = prompt.tools.as_ref().filter(|t| t.demanded).map(|t| ("tools", t.schema()));
+    let grammar = match (&prompt.schema, demanded) {
+        (Some((field, _)), Some(_)) => return Err(ApiError::invalid(*field, "contradicts tool_choice")),
+        (Some((field, schema)), None) => Some(model.compiler(field)?.json(field, schema)?),
+        (None, Some((field, schema))) => Some(model.compiler(field)?.json(field, &schema)?),
+        (None, None) => None,
     };
-    let mut rendered = model.engine.prompter().render(&Prompt::Chat(prompt.messages, options))?;
-    if let (Some(thinking), Some(_)) = (&mut rendered.thinking, &decision) {
-        Arc::make_mut(thinking).decision = decision;
+    let offered = prompt.tools.as_ref().is_some_and(|t| !t.demanded);
+    let mut rendered = prompter.render(&Prompt::Chat(prompt.messages, options))?;
+    if let Some(thinking) = &mut rendered.thinking {
+        let thinking = Arc::make_mut(thinking);
+        thinking.decision = decision;
+        thinking.phase.tools = offered;
     }
     rendered.grammar = grammar;
     Ok(rendered)
@@ -129,12 +140,12 @@ pub async fn start(
     if let (Some((field, _)), true) = (&prompt.schema, params.ignore_eos) {
         return Err(ApiError::invalid("ignore_eos", format!("contradicts {field}, which has an end")));
     }
-    let Caller { request_id, key, arrived } = caller;
+    let Caller { request_id, trace_id, key, arrived } = caller;
     if state.options.log_prompts {
         tracing::info!(target: "ponder::prompt", request_id, messages = ?prompt.messages, "prompt");
     }
     let renderer = model.clone();
     let rendered = blocking(move || render(&renderer, prompt, true)).await?;
-    let order = Order { model, name, prompts: vec![rendered], params, key, arrived, prefix, request_id };
+    let order = Order { model, name, prompts: vec![rendered], params, key, arrived, prefix, request_id, trace_id };
     Job::start(state, order).await
 }

@@ -32,6 +32,8 @@ pub struct Served {
     pub policy: Policy,
     /// How long thinking takes.
     pub survival: Survival,
+    /// A trace is being recorded for somebody.
+    pub tracing: AtomicBool,
     compiler: OnceLock<Result<Compiler, String>>,
 }
 
@@ -86,6 +88,7 @@ impl State {
                 metrics,
                 policy,
                 survival,
+                tracing: AtomicBool::new(false),
                 compiler: OnceLock::new(),
             })
         });

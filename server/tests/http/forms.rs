@@ -99,3 +99,87 @@ fn forms_that_cannot_be_kept_to_are_refused() {
     server.chat(both).refused(400, "ignore_eos");
     assert_eq!(server.get("/ready").status, 200);
 }
+
+fn tools() -> Value {
+    let parameters = json!({
+        "type": "object", "properties": { "city": { "enum": ["Rome", "Oslo"] }, "days": { "type": "integer" } },
+        "required": ["city", "days"], "additionalProperties": false,
+    });
+    json!([
+        { "type": "function", "function": { "name": "weather", "parameters": parameters, "strict": true } },
+        { "type": "function", "function": { "name": "now", "description": "The time." } },
+    ])
+}
+
+#[test]
+fn demanded_calls_keep_to_their_schemas() {
+    let server = Server::start(&[]);
+    let named = json!({ "type": "function", "function": { "name": "weather" } });
+    for (seed, choice) in [(1, named.clone()), (2, json!("required")), (3, named)] {
+        let asked = json!({
+            "tools": tools(), "tool_choice": choice, "seed": seed, "temperature": 1.0, "max_tokens": 200,
+            "logit_bias": { THINK: if seed == 3 { 100 } else { 0 } }, "thinking_token_budget": 10,
+        });
+        let reply = server.chat(asked.clone()).good();
+        let choice = &reply["choices"][0];
+        if choice["finish_reason"] == "length" {
+            continue;
+        }
+        assert_eq!(choice["finish_reason"], "tool_calls", "{reply}");
+        assert_eq!(choice["message"]["content"], Value::Null);
+        let call = &choice["message"]["tool_calls"][0];
+        assert!(call["type"] == "function" && call["id"].as_str().unwrap().starts_with("call-"), "{call}");
+        let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+        if call["function"]["name"] == "weather" {
+            assert!(arguments["days"].is_i64() && ["Rome", "Oslo"].contains(&arguments["city"].as_str().unwrap()));
+        }
+        let mut streamed = asked;
+        streamed["stream"] = json!(true);
+        let (events, done) = server.chat(streamed).events();
+        let calls: Vec<&Value> =
+            events.iter().flat_map(|e| e["choices"][0]["delta"]["tool_calls"].as_array()).flatten().collect();
+        assert!(done && calls.len() == 1, "{events:?}");
+        assert_eq!((&calls[0]["index"], &calls[0]["function"]), (&json!(0), &call["function"]));
+        assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+        let said = |e: &Value| e["choices"][0]["delta"]["content"].as_str().is_some_and(|c| !c.is_empty());
+        assert!(!events.iter().any(said), "a call is no answer");
+    }
+}
+
+#[test]
+fn offered_tools_bind_nobody() {
+    let server = Server::start(&[]);
+    let asked = json!({ "tools": tools(), "seed": 1, "temperature": 1.0, "max_tokens": 20 });
+    let reply = server.chat(asked.clone()).good();
+    let text = reply["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(reply["usage"]["prompt_tokens"].as_u64() > Some(200), "the model is told of them");
+    let mut streamed = asked;
+    streamed["stream"] = json!(true);
+    let (events, _) = server.chat(streamed).events();
+    let said: String = events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(said, text);
+    // What an earlier call answered goes back to the model.
+    let messages = json!([
+        { "role": "user", "content": "What time is it?" },
+        { "role": "assistant", "content": null, "tool_calls": [
+            { "id": "call-1", "type": "function", "function": { "name": "now", "arguments": "{}" } }] },
+        { "role": "tool", "tool_call_id": "call-1", "content": "noon" },
+    ]);
+    server.chat(json!({ "messages": messages, "tools": tools(), "max_tokens": 2 })).good();
+    for (fields, param) in [
+        (json!({ "tools": [] }), "tools"),
+        (json!({ "tool_choice": "auto" }), "tool_choice"),
+        (json!({ "tools": [{ "type": "web", "function": { "name": "x" } }] }), "tools[0].type"),
+        (json!({ "tools": [{ "type": "function", "function": { "name": "a b" } }] }), "tools[0].function.name"),
+        (
+            json!({ "tools": tools(), "tool_choice": { "type": "function", "function": { "name": "rm" } } }),
+            "tool_choice.function.name",
+        ),
+        (
+            json!({ "tools": tools(), "tool_choice": "required", "response_format": { "type": "json_object" } }),
+            "response_format",
+        ),
+    ] {
+        server.chat(fields).refused(400, param);
+    }
+}

@@ -108,7 +108,7 @@ impl Writer {
             sender.send(&mut self.frames).await?;
             match sender.during(self.job.next()).await? {
                 Ok(Some((_, Update::Thinking(text)))) => self.delta(Item::Reasoning, &text),
-                Ok(Some((_, Update::Answer(text)))) => self.delta(Item::Message, &text),
+                Ok(Some((_, Update::Answer(text) | Update::ToolCall(text)))) => self.delta(Item::Message, &text),
                 Ok(Some((_, Update::Done(done)))) => self.end(&done),
                 Ok(None) => return sender.send(&mut self.frames).await,
                 Err(error) => {

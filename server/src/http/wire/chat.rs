@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::sampling::{Sampling, sampled_request};
 use super::usage::{Timings, Usage};
 use crate::http::error::ApiError;
+use crate::http::tools::{Tool, ToolCall, ToolChoice};
 use ponder_engine::text::Message;
 
 /// Arguments for the chat template, by name.
@@ -36,6 +37,13 @@ sampled_request! {
         pub include_reasoning: Option<bool>,
         /// SGLang's flag; true, as it always is here.
         pub separate_reasoning: Option<bool>,
+        /// Functions that the model may call.
+        #[schema(min_items = 1, max_items = 128)]
+        pub tools: Option<Vec<Tool>>,
+        /// Whether to call: none, auto, required, or a function.
+        pub tool_choice: Option<ToolChoice>,
+        /// Calls that the model makes on its own come as it makes them; a demanded call is one.
+        pub parallel_tool_calls: Option<bool>,
         /// The form of the answer; thinking is free.
         pub response_format: Option<ResponseFormat>,
         /// Arguments for the chat template: `enable_thinking`, or what else it knows.
@@ -307,7 +315,7 @@ pub struct ChatChoice {
     pub message: AnswerMessage,
     /// Always null here.
     pub logprobs: Option<Value>,
-    /// stop or length.
+    /// stop, length or tool_calls.
     pub finish_reason: &'static str,
     /// The stop string or token, or `length_in_reasoning`.
     pub stop_reason: Value,
@@ -326,6 +334,9 @@ pub struct AnswerMessage {
     /// The same, under vLLM's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
+    /// Functions that are called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCall>>,
     /// Always null here.
     pub refusal: Option<String>,
 }
@@ -362,7 +373,7 @@ pub struct ChunkChoice<'a> {
     pub delta: Delta<'a>,
     /// Always null here.
     pub logprobs: Option<Value>,
-    /// At the end: stop or length.
+    /// At the end: stop, length or tool_calls.
     pub finish_reason: Option<&'static str>,
     /// At the end: the stop string or token, or `length_in_reasoning`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -384,4 +395,17 @@ pub struct Delta<'a> {
     /// The same, under vLLM's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<&'a str>,
+    /// Functions that are called, each whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ChunkCall>>,
+}
+
+/// A call in a stream.
+#[derive(Serialize, ToSchema)]
+pub struct ChunkCall {
+    /// Which.
+    pub index: usize,
+    /// The call.
+    #[serde(flatten)]
+    pub call: ToolCall,
 }
