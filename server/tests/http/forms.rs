@@ -52,7 +52,7 @@ fn schemas_are_kept_to_after_thinking_and_under_guesses() {
         let tags = person["tags"].as_array().unwrap();
         assert!((1..=3).contains(&tags.len()) && tags.iter().all(|t| t == "red" || t == "green"), "{text}");
         let reasoning = reply["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap();
-        assert_eq!(reasoning > 0, seed % 2 == 1, "thinking is free: {reply}");
+        assert!(reasoning > 0 || seed % 2 == 0, "thinking is free: {reply}");
         thought += reasoning;
         // One answer: guesses change nothing.
         let guessed = guessing.chat(asked(seed, fields)).good();
@@ -102,7 +102,7 @@ fn forms_that_cannot_be_kept_to_are_refused() {
 
 fn tools() -> Value {
     let parameters = json!({
-        "type": "object", "properties": { "city": { "enum": ["Rome", "Oslo"] }, "days": { "type": "integer" } },
+        "type": "object", "properties": { "city": { "enum": ["Rome", "Oslo"] }, "days": { "type": "integer", "minimum": 0, "maximum": 14 } },
         "required": ["city", "days"], "additionalProperties": false,
     });
     json!([
@@ -148,7 +148,7 @@ fn demanded_calls_keep_to_their_schemas() {
 
 #[test]
 fn offered_tools_bind_nobody() {
-    let server = Server::start(&[]);
+    let server = Server::with_long_context(&["--max-model-len", "2048"]);
     let asked = json!({ "tools": tools(), "seed": 1, "temperature": 1.0, "max_tokens": 20 });
     let reply = server.chat(asked.clone()).good();
     let text = reply["choices"][0]["message"]["content"].as_str().unwrap();
