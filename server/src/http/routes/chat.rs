@@ -50,6 +50,9 @@ pub async fn chat(request: HttpRequest, state: Data<State>, payload: Payload) ->
     let caller = Caller::of(&request);
     let asked: ChatRequest = body::read(&request, payload, &state.options.limits).await?;
     let (stream, with_usage) = asked.streaming()?;
+    if asked.model.is_none() {
+        return Err(ApiError::invalid("model", "is missing"));
+    }
     if asked.separate_reasoning == Some(false) {
         return Err(ApiError::invalid("separate_reasoning", "thinking and answer are always apart here"));
     }

@@ -32,6 +32,9 @@ pub async fn responses(request: HttpRequest, state: Data<State>, payload: Payloa
     let caller = Caller::of(&request);
     let asked: ResponsesRequest = body::read(&request, payload, &state.options.limits).await?;
     asked.check()?;
+    if asked.model.is_none() {
+        return Err(ApiError::invalid("model", "is missing"));
+    }
     let ignored = asked.ignored();
     let effort = asked.reasoning.as_ref().and_then(|r| r.effort.clone());
     let prompt = ChatPrompt { messages: asked.messages()?, effort: effort.clone(), ..ChatPrompt::default() };
