@@ -36,10 +36,8 @@ pub type Loader = Arc<dyn Fn() -> Result<Box<dyn BatchRunner>> + Send + Sync>;
 /// A batch's result with its device time.
 pub type Ran = Result<(BatchOutput, Duration), DeviceFault>;
 
-struct Work {
-    batch: Batch,
-    answer: oneshot::Sender<Ran>,
-}
+/// Something to do with the model; answers whether the thread must end after it.
+type Work = Box<dyn FnOnce(&mut dyn BatchRunner) -> bool + Send>;
 
 /// The sending end. Dropping it ends the thread after its present batch.
 pub struct DeviceThread {
@@ -68,29 +66,42 @@ impl DeviceThread {
 
     /// Hands a batch over. The receiver fails when the thread ends without an answer.
     pub fn run(&self, batch: Batch) -> oneshot::Receiver<Ran> {
+        self.call(move |model| {
+            let output = model.run(&batch)?;
+            Ok((output, model.device_time()))
+        })
+    }
+
+    /// Hands anything over that a model can do. A panic in there, or a lost device, ends the thread.
+    pub fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn BatchRunner) -> Result<R> + Send + 'static,
+    ) -> oneshot::Receiver<Result<R, DeviceFault>> {
         let (answer, result) = oneshot::channel();
-        if let Err(refused) = self.work.try_send(Work { batch, answer }) {
-            let fault = DeviceFault::Lost("the device thread has ended or is still busy".into());
-            let _ = refused.into_inner().answer.send(Err(fault));
-        }
+        let work: Work = Box::new(move |model| {
+            let done = catch_unwind(AssertUnwindSafe(|| work(model)));
+            let (done, fatal) = match done {
+                Ok(Ok(done)) => (Ok(done), false),
+                Ok(Err(Error::Device { what, .. })) => {
+                    let fatal = !matches!(what, DeviceFault::Unsupported(_));
+                    (Err(what), fatal)
+                }
+                Ok(Err(other)) => (Err(DeviceFault::Rejected(other.to_string())), false),
+                Err(panic) => (Err(DeviceFault::Lost(message(&*panic))), true),
+            };
+            // Whoever asked may have given up waiting.
+            let _ = answer.send(done);
+            fatal
+        });
+        // Refused work is dropped, and its receiver sees that: the thread has ended or is still busy.
+        let _ = self.work.try_send(work);
         result
     }
 }
 
 fn serve(mut model: Box<dyn BatchRunner>, inbox: &Receiver<Work>) {
-    while let Ok(Work { batch, answer }) = inbox.recv() {
-        let result = catch_unwind(AssertUnwindSafe(|| model.run(&batch)));
-        let (result, fatal) = match result {
-            Ok(Ok(output)) => (Ok((output, model.device_time())), false),
-            Ok(Err(Error::Device { what, .. })) => {
-                let fatal = !matches!(what, DeviceFault::Unsupported(_));
-                (Err(what), fatal)
-            }
-            Ok(Err(other)) => (Err(DeviceFault::Rejected(other.to_string())), false),
-            Err(panic) => (Err(DeviceFault::Lost(message(&*panic))), true),
-        };
-        let _ = answer.send(result);
-        if fatal {
+    while let Ok(work) = inbox.recv() {
+        if work(&mut *model) {
             // After a panic or a lost device nothing in here can be trusted, its destructors included.
             std::mem::forget(model);
             return;

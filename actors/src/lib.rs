@@ -5,6 +5,7 @@
 //! span and a supervisor.
 
 pub mod device;
+pub mod draft;
 pub mod message;
 pub mod port;
 pub mod shells;
@@ -16,5 +17,6 @@ pub mod trace;
 pub mod view;
 
 pub use device::{BatchRunner, Loader};
+pub use draft::DraftSetup;
 pub use streamer::Update;
 pub use system::{Generation, Handle, Submission, System, SystemOptions};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use ponder_engine::DeviceFault;
 use ponder_engine::request::{Request, RequestId, SeqId};
-use ponder_engine::schedule::{Event, SchedulerView, StopText};
+use ponder_engine::schedule::{DraftPolicy, Event, SchedulerView, StopText};
 use ponder_engine::step::{Drafted, Reserved, Settled, StepPlan, Verified};
 
 /// A message with the name that it has in traces.
@@ -111,6 +111,12 @@ messages! {
         /// Time since the start of the system.
         pub now: Duration,
     } -> ponder_engine::Result<()>;
+
+    /// To the scheduler: guess so many tokens from now on.
+    SetDrafts {
+        /// How many.
+        pub policy: DraftPolicy,
+    } -> ();
 
     /// To the scheduler: a client went away.
     Cancel {

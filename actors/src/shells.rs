@@ -9,8 +9,8 @@ use ponder_engine::DeviceFault;
 use ponder_engine::kv::BlockPool;
 use ponder_engine::request::SeqId;
 use ponder_engine::schedule::{Event, Scheduler, SchedulerView};
-use ponder_engine::spec::{Drafters, batch_of, chosen_of};
-use ponder_engine::step::{Drafted, Reserved, Settled, StepPlan, Verified};
+use ponder_engine::spec::{batch_of, chosen_of};
+use ponder_engine::step::{Reserved, Settled, StepPlan, Verified};
 
 use crate::device::{DeviceThread, Loader};
 use crate::message::*;
@@ -50,6 +50,7 @@ answers!(SchedulerActor, "scheduler",
     PlanStep => Option<StepPlan>: plan_step,
     ApplyStep => Vec<Event>: apply_step,
     Submit => ponder_engine::Result<()>: submit,
+    SetDrafts => (): set_drafts,
     Cancel => (): cancel,
     Replay => Vec<SeqId>: replay,
     FailAll => Vec<Event>: fail_all,
@@ -77,7 +78,7 @@ impl SchedulerActor {
     }
     fn apply_step(&mut self, message: ApplyStep) -> Vec<Event> {
         let events = self.scheduler.apply(&message.settled);
-        self.tracer.step_done(message.settled.device_time);
+        self.tracer.step_done(message.settled.device_time, self.scheduler.speculation());
         for seq in &message.settled.preempted {
             self.enter(*seq, LifePhase::Queued);
         }
@@ -95,6 +96,9 @@ impl SchedulerActor {
             self.enter(SeqId { request: message.request.id, choice }, LifePhase::Queued);
         }
         Ok(())
+    }
+    fn set_drafts(&mut self, message: SetDrafts) {
+        self.scheduler.set_drafts(message.policy);
     }
     fn cancel(&mut self, message: Cancel) {
         self.scheduler.cancel(message.request);
@@ -148,26 +152,6 @@ impl KvAllocator {
     }
     fn look(&mut self, _: LookAtBlocks) -> BlockView {
         BlockView::of(&self.pool)
-    }
-}
-
-/// Proposes tokens; without a drafter it answers with none.
-pub struct DraftModel {
-    /// The drafters of all sequences.
-    pub drafters: Drafters,
-    /// Where spans go.
-    pub tracer: Arc<Tracer>,
-}
-
-impl Actor for DraftModel {
-    type Context = Context<Self>;
-}
-
-answers!(DraftModel, "draft", Propose => Drafted: propose);
-
-impl DraftModel {
-    fn propose(&mut self, message: Propose) -> Drafted {
-        self.drafters.propose(message.reserved)
     }
 }
 

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use ponder_engine::request::SeqId;
 use ponder_engine::schedule::Event;
+use ponder_engine::step::Settled;
 
+use crate::draft::DraftModel;
 use crate::message::{ApplyStep, PlanStep, Propose, Reserve, Settle, StepFault, Verify};
 use crate::port::{Port, PortClosed};
-use crate::shells::{DraftModel, KvAllocator, SchedulerActor, TargetModel};
+use crate::shells::{KvAllocator, SchedulerActor, TargetModel};
 
 /// The four actors that hold state.
 #[derive(Clone)]
@@ -55,24 +57,28 @@ pub async fn step(star: &Star, now: Duration, only: Option<SeqId>) -> Result<Opt
     let verified = star.target.call(Verify { drafted }).await?;
     let verified = verified.map_err(|fault| StepError::Fault(fault, seqs.clone()))?;
     let settled = star.kv.call(Settle { verified }).await?;
-    log_line(&settled, rows, start.elapsed());
+    let settled = Settled { took: start.elapsed(), ..settled };
+    log_line(&settled, rows);
     let events = star.scheduler.call(ApplyStep { settled, now }).await?;
     Ok(Some(Stepped { events, seqs }))
 }
 
 /// One fixed-column line per step: what an operator greps.
-fn log_line(settled: &ponder_engine::step::Settled, rows: usize, took: Duration) {
+fn log_line(settled: &Settled, rows: usize) {
     let chosen: usize = settled.seqs.iter().filter_map(|s| s.chosen.as_ref().ok()).map(Vec::len).sum();
-    let host = took.saturating_sub(settled.device_time);
+    let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
+    let host = settled.took.saturating_sub(settled.device_time).saturating_sub(settled.draft_time);
     tracing::info!(
         target: "ponder::step",
-        "step {:>8} seqs {:>4} rows {:>5} chosen {:>4} preempted {:>2} free {:>6} device {:>8} us host {:>6} us",
+        "step {:>8} seqs {:>4} rows {:>5} drafted {:>4} chosen {:>4} preempted {:>2} free {:>6} draft {:>7} us device {:>8} us host {:>6} us",
         settled.id.0,
         settled.seqs.len(),
         rows,
+        drafted,
         chosen,
         settled.preempted.len(),
         settled.free_blocks,
+        settled.draft_time.as_micros(),
         settled.device_time.as_micros(),
         host.as_micros(),
     );

@@ -9,16 +9,17 @@ use ponder_engine::grammar::GrammarSource;
 use ponder_engine::kv::BlockPool;
 use ponder_engine::reason::Thinking;
 use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
-use ponder_engine::schedule::{Event, Scheduler, SchedulerOptions, StopText};
-use ponder_engine::spec::{DrafterKind, Drafters};
+use ponder_engine::schedule::{DraftPolicy, Event, Scheduler, SchedulerOptions, StopText};
+use ponder_engine::spec::Lookup;
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
 use tokio::sync::{Notify, mpsc};
 
 use crate::device::{DeviceThread, Loader};
+use crate::draft::{DraftModel, DraftSetup};
 use crate::message::*;
 use crate::port::{Port, PortClosed};
-use crate::shells::{DraftModel, KvAllocator, SchedulerActor, TargetModel};
+use crate::shells::{KvAllocator, SchedulerActor, TargetModel};
 use crate::step::{Star, StepError, Stepped, step};
 use crate::streamer::{Streamer, TokenStop, Update};
 use crate::supervisor::{Supervision, Supervisor, Verdict};
@@ -33,8 +34,10 @@ pub struct SystemOptions {
     pub target: Loader,
     /// For streaming and stop strings.
     pub tokenizer: Arc<Tokenizer>,
-    /// Who guesses.
-    pub drafter: DrafterKind,
+    /// What is looked up in logs as guesses.
+    pub lookup: Lookup,
+    /// The draft model, if there is one.
+    pub draft: Option<DraftSetup>,
     /// A step that takes longer is given up and its device replaced.
     pub step_timeout: Duration,
 }
@@ -52,6 +55,8 @@ pub struct Submission {
     pub thinking: Option<Arc<Thinking>>,
     /// What its answers keep to.
     pub grammar: Option<GrammarSource>,
+    /// Whose it is; what one tenant's answers say serves as guesses for nobody else.
+    pub tenant: Arc<str>,
 }
 
 /// The way in; clone it freely. The system ends when the last [`System`] is dropped.
@@ -95,7 +100,7 @@ impl Handle {
     /// Takes a request or says why not.
     pub async fn submit(&self, submission: Submission) -> Result<Generation> {
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let Submission { prompt, params, eos, thinking, grammar } = submission;
+        let Submission { prompt, params, eos, thinking, grammar, tenant } = submission;
         let (sink, updates) = mpsc::unbounded_channel();
         let (choices, stop) = (params.n, params.stop.clone());
         let stop_text = if stop.is_empty() { 0 } else { choices };
@@ -105,7 +110,7 @@ impl Handle {
         let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
         // The streamer first: no token may come before its listener.
         self.streamer.call(Listen { request: id, choices, stop, sink }).await.map_err(closed)?;
-        let request = Request { id, prompt, params, eos, thinking, grammar };
+        let request = Request { id, prompt, params, eos, thinking, grammar, tenant };
         let submit = Submit { request, stop_text, now: self.tracer.now() };
         if let Err(refused) = self.star.scheduler.call(submit).await.map_err(closed)? {
             self.streamer.call(Forget { request: id }).await.map_err(closed)?;
@@ -135,6 +140,12 @@ impl Handle {
         Ok(EngineView::new(now, requests, blocks, &self.tracer))
     }
 
+    /// Guesses so many tokens from now on: for measurements, on an engine without requests in flight.
+    pub fn set_drafts(&self, policy: DraftPolicy) -> Result<()> {
+        let set = futures::executor::block_on(self.star.scheduler.call(SetDrafts { policy }));
+        set.map_err(|closed| Error::invalid("engine", format!("is shutting down: {closed}")))
+    }
+
     /// The recorder of spans.
     pub fn tracer(&self) -> &Arc<Tracer> {
         &self.tracer
@@ -152,11 +163,12 @@ impl System {
     /// Loads the model on its device thread and starts the actors on another.
     pub fn start(options: SystemOptions) -> Result<Self> {
         let device = DeviceThread::start("target", options.target.clone())?;
+        let draft = options.draft.as_ref().map(|d| DeviceThread::start("draft", d.loader.clone())).transpose()?;
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let body = move || {
             actix::System::new().block_on(async move {
-                let handle = start_actors(options, device);
+                let handle = start_actors(options, device, draft);
                 let sent = ready.send(handle.clone());
                 if sent.is_ok() {
                     let run = Loop { star: handle.star.clone(), streamer: handle.streamer.clone(), handle };
@@ -188,7 +200,7 @@ impl Drop for System {
     }
 }
 
-fn start_actors(options: SystemOptions, device: DeviceThread) -> Handle {
+fn start_actors(options: SystemOptions, device: DeviceThread, draft: Option<DeviceThread>) -> Handle {
     let tracer = Arc::new(Tracer::default());
     let (blocks, block_size) = (options.scheduler.blocks, options.scheduler.block_size);
     let shell = SchedulerActor {
@@ -198,13 +210,11 @@ fn start_actors(options: SystemOptions, device: DeviceThread) -> Handle {
     };
     let allocator = KvAllocator { pool: BlockPool::new(blocks, block_size), tracer: tracer.clone() };
     let target = TargetModel::new(device, options.target, options.step_timeout, tracer.clone());
+    let draft = DraftModel::new(options.lookup, options.draft.zip(draft), tracer.clone());
     let star = Star {
         scheduler: Port::new("scheduler", shell.start()),
         kv: Port::new("kv", allocator.start()),
-        draft: Port::new(
-            "draft",
-            DraftModel { drafters: Drafters::new(options.drafter), tracer: tracer.clone() }.start(),
-        ),
+        draft: Port::new("draft", draft.start()),
         target: Port::new("target", target.start()),
     };
     let tokenizer = options.tokenizer;

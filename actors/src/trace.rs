@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ponder_engine::request::SeqId;
+use ponder_engine::spec::SpecReport;
 use serde_json::json;
 
 /// A message, from sending to the end of its handling.
@@ -68,6 +69,9 @@ pub struct Tracer {
     records: Mutex<Vec<Record>>,
     steps: AtomicU64,
     device_ns: AtomicU64,
+    speculation: Mutex<SpecReport>,
+    draft_faults: AtomicU64,
+    foreseen: AtomicU64,
     actors: [ActorTotals; ACTORS.len()],
 }
 
@@ -118,6 +122,9 @@ impl Default for Tracer {
             records: Mutex::new(Vec::new()),
             steps: AtomicU64::new(0),
             device_ns: AtomicU64::new(0),
+            speculation: Mutex::default(),
+            draft_faults: AtomicU64::new(0),
+            foreseen: AtomicU64::new(0),
             actors: Default::default(),
         }
     }
@@ -160,7 +167,26 @@ impl Tracer {
         };
         ACTORS.iter().zip(&self.actors).map(view).collect()
     }
-    pub(crate) fn step_done(&self, device_time: Duration) {
+    /// What guessing did so far.
+    pub fn speculation(&self) -> SpecReport {
+        self.speculation.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+    /// How often the draft model failed; each time cost guesses and nothing else.
+    pub fn draft_faults(&self) -> u64 {
+        self.draft_faults.load(Ordering::Relaxed)
+    }
+    /// Guesses that the draft model made while the target verified those before them, and that served.
+    pub fn foreseen_guesses(&self) -> u64 {
+        self.foreseen.load(Ordering::Relaxed)
+    }
+    pub(crate) fn foreseen(&self, guesses: u64) {
+        self.foreseen.store(guesses, Ordering::Relaxed);
+    }
+    pub(crate) fn draft_failed(&self) {
+        self.draft_faults.fetch_add(1, Ordering::Relaxed);
+    }
+    pub(crate) fn step_done(&self, device_time: Duration, speculation: &SpecReport) {
+        self.speculation.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone_from(speculation);
         self.steps.fetch_add(1, Ordering::Relaxed);
         self.device_ns.fetch_add(device_time.as_nanos() as u64, Ordering::Relaxed);
     }

@@ -10,8 +10,9 @@ use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::{Finish, SamplingParams, SeqId};
 use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
-use ponder_engine::spec::{DrafterKind, LengthOptions};
-use ponder_engine::text::Tokenizer;
+use ponder_engine::spec::{LengthOptions, Lookup, Source};
+
+mod common;
 
 const BLOCK: usize = 4;
 /// A prompt token whose sequence breaks the device after some answer tokens.
@@ -70,36 +71,12 @@ impl BatchRunner for Hash {
     }
 }
 
-/// One token per byte.
-fn tokenizer() -> Tokenizer {
-    let printable = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
-    let mut next = 256;
-    let vocab: serde_json::Map<String, serde_json::Value> = (0..256u32)
-        .map(|b| {
-            let c = if printable(b) {
-                b
-            } else {
-                next += 1;
-                next - 1
-            };
-            (char::from_u32(c).unwrap().to_string(), b.into())
-        })
-        .collect();
-    let json = serde_json::json!({
-        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
-        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true },
-        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-    });
-    Tokenizer::from_json(&json.to_string()).unwrap()
-}
-
 fn system(blocks: usize) -> System {
-    drafting(blocks, DrafterKind::None, DraftPolicy::Off, Arc::default())
+    drafting(blocks, Lookup::None, DraftPolicy::Off, Arc::default())
 }
 
 /// A system with a drafter; `runs` counts the steps of the device.
-fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<AtomicUsize>) -> System {
+fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<AtomicUsize>) -> System {
     let hangs = Arc::new(AtomicUsize::new(0));
     let target: Loader = Arc::new(move || {
         let model = Hash { slots: vec![None; 64 * 64], hangs: hangs.clone(), runs: runs.clone() };
@@ -113,17 +90,18 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
         blocks,
         block_size: BLOCK,
         drafts,
+        drafter: Source::Suffix,
         max_logit_rows: 64,
         max_wait: None,
     };
-    let tokenizer = Arc::new(tokenizer());
+    let tokenizer = Arc::new(common::tokenizer());
     let step_timeout = Duration::from_millis(500);
-    System::start(SystemOptions { scheduler, target, tokenizer, drafter, step_timeout }).unwrap()
+    System::start(SystemOptions { scheduler, target, tokenizer, lookup, draft: None, step_timeout }).unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {
     let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
-    Submission { prompt: prompt.to_vec(), params, eos: vec![0], thinking: None, grammar: None }
+    Submission { prompt: prompt.to_vec(), params, eos: vec![0], thinking: None, grammar: None, tenant: "".into() }
 }
 
 fn submit(system: &System, submission: Submission) -> Generation {
@@ -188,9 +166,9 @@ fn guessing_changes_nothing_but_the_number_of_steps() {
     };
     for (seed, predictable) in [(u64::from(PERIODIC), true), (5, false)] {
         let plain = Arc::new(AtomicUsize::new(0));
-        let system = drafting(200, DrafterKind::None, DraftPolicy::Off, plain.clone());
+        let system = drafting(200, Lookup::None, DraftPolicy::Off, plain.clone());
         let want: Vec<String> = (0..3).map(|i| collect(ask(&system, i, seed)).0).collect();
-        for drafter in [DrafterKind::Ngram, DrafterKind::Suffix] {
+        for drafter in [Lookup::Ngram, Lookup::Suffix] {
             for policy in [DraftPolicy::Fixed(1), DraftPolicy::Fixed(5), DraftPolicy::Auto(LengthOptions::default())] {
                 // One at a time in a large pool, then together in a small one.
                 let runs = Arc::new(AtomicUsize::new(0));

@@ -165,6 +165,8 @@ pub struct Request {
     pub thinking: Option<Arc<Thinking>>,
     /// What its answers keep to; thinking is free.
     pub grammar: Option<GrammarSource>,
+    /// Whose it is; what one tenant's answers say serves as guesses for nobody else.
+    pub tenant: Arc<str>,
 }
 
 /// Why an answer ended. Each answer ends exactly once.

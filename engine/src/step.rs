@@ -3,11 +3,13 @@
 //! Each is what one actor answers and the next is asked with. They carry ids, token ids and block
 //! tables, never tensors.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::grammar::Guide;
 use crate::op::{Adjust, SampleRow};
 use crate::request::SeqId;
+use crate::spec::Source;
 
 /// Number of a step, from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +26,21 @@ pub struct StepPlan {
     pub idle: Vec<SeqId>,
     /// Sequences that ended since the last plan: their blocks are free.
     pub released: Vec<SeqId>,
+    /// Where tokens are guessed: the whole logs of sequences of `seqs` that start, or start over.
+    pub openings: Vec<Opening>,
+}
+
+/// What a drafter must know of a sequence that it does not follow yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opening {
+    /// The sequence.
+    pub seq: SeqId,
+    /// Its whole log.
+    pub log: Vec<u32>,
+    /// Length of the prompt.
+    pub prompt_len: usize,
+    /// Whose request it is: nobody's tokens serve as guesses for anybody else.
+    pub tenant: Arc<str>,
 }
 
 /// One sequence's share of a step.
@@ -70,6 +87,19 @@ pub struct Drafted {
     pub reserved: Reserved,
     /// Guessed tokens of each sequence of the plan; may be empty.
     pub drafts: Vec<Vec<u32>>,
+    /// Who guessed them.
+    pub sources: Vec<Source>,
+    /// How long that took, waiting included.
+    pub draft_time: Duration,
+    /// Passes of the draft model in that time; 0 if they were not of the usual kind.
+    pub passes: usize,
+}
+
+impl Drafted {
+    /// Guesses of one drafter that took no time.
+    pub fn by(source: Source, reserved: Reserved, drafts: Vec<Vec<u32>>) -> Self {
+        Self { sources: vec![source; drafts.len()], draft_time: Duration::ZERO, passes: 0, reserved, drafts }
+    }
 }
 
 /// What is true.
@@ -96,6 +126,12 @@ pub struct Settled {
     pub free_blocks: usize,
     /// From launch to end on the device.
     pub device_time: Duration,
+    /// How long guessing took.
+    pub draft_time: Duration,
+    /// Passes of the draft model in that time; 0 if they were not of the usual kind.
+    pub passes: usize,
+    /// How long the whole step took, its plan to its settlement; the loop around it knows.
+    pub took: Duration,
 }
 
 /// One sequence's result.
@@ -109,4 +145,6 @@ pub struct SettledSeq {
     pub chosen: Result<Vec<u32>, String>,
     /// Tokens that were drafted for it.
     pub drafted: usize,
+    /// By whom.
+    pub source: Source,
 }

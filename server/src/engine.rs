@@ -11,11 +11,12 @@ use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
 use ponder_engine::request::SamplingParams;
 use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
-use ponder_engine::spec::DrafterKind;
+use ponder_engine::spec::{Lookup, Source};
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
 
 use crate::backends::{self, WithBackend};
+use crate::drafting;
 use crate::generation::{Choices, Generation};
 use crate::memory::Sizing;
 use crate::opened::{LoadProgress, Opened, describe};
@@ -74,7 +75,7 @@ impl Engine {
         let n = usize::from(params.n);
         let eos = self.generation.eos.clone();
         let Rendered { tokens, thinking, grammar } = prompt;
-        let submission = Submission { prompt: tokens, params, eos, thinking, grammar };
+        let submission = Submission { prompt: tokens, params, eos, thinking, grammar, tenant: "".into() };
         Ok(Choices::new(self.system.handle().submit(submission).await?, started, n))
     }
 
@@ -151,14 +152,17 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
     ) -> Result<Engine> {
         let sizing = self.opened.checked_sizing(&info)?;
         (self.progress)(LoadProgress::Planned { device: describe(&info), sizing: sizing.clone() });
-        let Opened { options, checkpoint, prompter } = self.opened;
+        let Opened { options, checkpoint, prompter, draft } = self.opened;
         let (config, generation) = (checkpoint.config.clone(), checkpoint.generation.clone());
         let (report, reports) = mpsc::channel();
+        let draft =
+            draft.map(|draft| drafting::setup(&options, draft, &checkpoint.config, &sizing.runner)).transpose()?;
         let system = SystemOptions {
             scheduler: scheduler_options(&options, &sizing.runner),
-            target: loader(options.model.clone(), First { checkpoint, report }, sizing.runner, make),
+            target: loader(options.model.clone(), First { checkpoint, report: Some(report) }, sizing.runner, make),
             tokenizer: prompter.tokenizer().clone(),
-            drafter: options.drafter,
+            lookup: options.lookup,
+            draft,
             step_timeout: step_timeout(info.kind),
         };
         let started = std::thread::scope(|scope| {
@@ -175,14 +179,21 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
 }
 
 /// What only the first load has: the files as they were checked, and somebody who watches.
-struct First {
+pub(crate) struct First {
     checkpoint: Checkpoint,
-    report: mpsc::Sender<(u64, u64)>,
+    report: Option<mpsc::Sender<(u64, u64)>>,
+}
+
+impl First {
+    /// Nobody watches.
+    pub(crate) fn unseen(checkpoint: Checkpoint) -> Self {
+        Self { checkpoint, report: None }
+    }
 }
 
 /// Loads the model on the device's thread. A device that is replaced later finds the files open no more
 /// (their maps would count as memory) and opens them again.
-fn loader<B: Backend>(
+pub(crate) fn loader<B: Backend>(
     path: PathBuf,
     first: First,
     sizes: RunnerOptions,
@@ -192,7 +203,7 @@ fn loader<B: Backend>(
     Arc::new(move || {
         let first = first.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         let (checkpoint, report) = match first {
-            Some(First { checkpoint, report }) => (checkpoint, Some(report)),
+            Some(First { checkpoint, report }) => (checkpoint, report),
             None => (Checkpoint::open(&path)?, None),
         };
         let mut progress = |done, total| {
@@ -212,9 +223,20 @@ fn scheduler_options(options: &EngineOptions, sizes: &RunnerOptions) -> Schedule
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,
         block_size: sizes.kv.block_size,
-        drafts: if options.drafter == DrafterKind::None { DraftPolicy::Off } else { options.drafts },
+        drafts: if usual(options) == Source::Nobody { DraftPolicy::Off } else { options.drafts },
+        drafter: usual(options),
         max_logit_rows: sizes.max_logit_rows,
         max_wait: options.max_wait,
+    }
+}
+
+/// Who guesses as a rule.
+fn usual(options: &EngineOptions) -> Source {
+    match (&options.draft, options.lookup) {
+        (Some(_), _) => Source::Model,
+        (None, Lookup::Suffix) => Source::Suffix,
+        (None, Lookup::Ngram) => Source::Ngram,
+        (None, Lookup::None) => Source::Nobody,
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ponder_engine::reason::{Decision, ThinkingReport};
 use ponder_engine::request::{Finish, RequestId};
 use ponder_engine::schedule::Finished;
+use ponder_engine::spec::SpecReport;
 use ponder_engine::{DeviceFault, Error, Result};
 
 /// Something new.
@@ -44,6 +45,8 @@ pub struct Completion {
     pub drafted_tokens: usize,
     /// See `drafted_tokens`.
     pub accepted_tokens: usize,
+    /// The same by phase, drafter and position, and the time it took.
+    pub speculation: Box<SpecReport>,
     /// Every generated token, the end token included.
     pub token_ids: Vec<u32>,
     /// Why it ended.
@@ -191,6 +194,7 @@ impl Answer {
             recomputed_tokens: finished.recomputed_tokens,
             drafted_tokens: finished.drafted_tokens,
             accepted_tokens: finished.accepted_tokens,
+            speculation: finished.speculation,
             token_ids: self.token_ids,
             finish: finished.why,
             thinking: finished.thinking,

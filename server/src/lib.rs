@@ -19,6 +19,7 @@
 //! [`http`] serves models over HTTP. [`score`] runs a model over a given text without generating.
 
 pub mod backends;
+mod drafting;
 mod engine;
 mod generation;
 pub mod http;
@@ -33,5 +34,5 @@ pub use backends::WithBackend;
 pub use engine::Engine;
 pub use generation::{Choices, Completion, Generation, Timings, Update};
 pub use opened::{LoadProgress, Opened};
-pub use options::{BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, EngineOptions};
+pub use options::{BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, DraftOptions, EngineOptions};
 pub use prompt::Prompt;

@@ -40,6 +40,37 @@ impl Sizing {
 /// # Errors
 /// If it does not fit, with what would.
 pub fn size(options: &EngineOptions, config: &ModelConfig, weights: u64, free: Option<u64>) -> Result<Sizing> {
+    size_beside(options, config, weights, Beside::default(), free)
+}
+
+/// What a draft model takes of the same memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Bytes of its weights and activations.
+    pub fixed: u64,
+    /// Bytes of its keys and values per token: its cache has the same blocks.
+    pub kv_per_token: u64,
+}
+
+impl Beside {
+    /// That of a draft `config` with `weights` bytes.
+    pub fn of(options: &EngineOptions, config: &ModelConfig, weights: u64) -> Self {
+        let kv_per_token = config.kv_bytes_per_token(options.kv_cache_dtype) as u64;
+        Self { fixed: weights + scratch_bytes(options, config), kv_per_token }
+    }
+}
+
+/// As [`size`], with a draft model beside it.
+///
+/// # Errors
+/// As there.
+pub fn size_beside(
+    options: &EngineOptions,
+    config: &ModelConfig,
+    weights: u64,
+    beside: Beside,
+    free: Option<u64>,
+) -> Result<Sizing> {
     options.validate()?;
     if let Some(len) = options.max_model_len
         && len > config.context
@@ -47,10 +78,11 @@ pub fn size(options: &EngineOptions, config: &ModelConfig, weights: u64, free: O
         let why = format!("{len} tokens, but the model was made for a context of {}", config.context);
         return Err(Error::invalid("max_model_len", why));
     }
-    let scratch = scratch_bytes(options, config);
+    let scratch = scratch_bytes(options, config) + beside.fixed;
     // A tenth stays free: for the program itself, the tokenizer, and everyone else.
     let budget = free.map_or(u64::MAX, |f| f / 10 * 9);
-    let plan = MemoryPlan::new(config, weights, options.kv_cache_dtype, scratch, budget);
+    let mut plan = MemoryPlan::new(config, weights, options.kv_cache_dtype, scratch, budget);
+    plan.kv_per_token += beside.kv_per_token;
     if let Some(missing) = plan.missing() {
         let (needs, has) = (bytes_in_words(weights + scratch), bytes_in_words(budget));
         let why = format!(

@@ -6,7 +6,8 @@ use ponder_engine::checkpoint::Checkpoint;
 use ponder_engine::model::runner::ModelRunner;
 use ponder_engine::{Error, Result};
 
-use crate::memory::{Sizing, free_main_memory, size};
+use crate::drafting;
+use crate::memory::{Beside, Sizing, free_main_memory, size_beside};
 use crate::options::EngineOptions;
 use crate::prompt::Prompter;
 
@@ -37,6 +38,8 @@ pub struct Opened {
     pub checkpoint: Checkpoint,
     /// Turns prompts into its tokens.
     pub prompter: Prompter,
+    /// The draft model's files, if there is one.
+    pub draft: Option<Checkpoint>,
 }
 
 impl Opened {
@@ -48,7 +51,8 @@ impl Opened {
         options.validate()?;
         let checkpoint = Checkpoint::open(&options.model)?;
         let prompter = Prompter::new(&checkpoint)?;
-        Ok(Self { options, checkpoint, prompter })
+        let draft = options.draft.as_ref().map(|draft| drafting::open(draft, &checkpoint, &prompter)).transpose()?;
+        Ok(Self { options, checkpoint, prompter, draft })
     }
 
     /// The memory plan on `device`.
@@ -58,7 +62,13 @@ impl Opened {
     pub fn sizing(&self, device: &DeviceInfo) -> Result<Sizing> {
         let main = matches!(device.kind, DeviceKind::Cpu | DeviceKind::SoftwareGpu);
         let free = if main { free_main_memory() } else { device.memory_bytes };
-        size(&self.options, &self.checkpoint.config, self.checkpoint.weight_bytes(), free)
+        let beside = match &self.draft {
+            Some(draft) if drafting::shares_memory(&self.options) => {
+                Beside::of(&self.options, &draft.config, draft.weight_bytes())
+            }
+            _ => Beside::default(),
+        };
+        size_beside(&self.options, &self.checkpoint.config, self.checkpoint.weight_bytes(), beside, free)
     }
 
     /// The memory plan on `device`, and the certainty that all weights are numbers.

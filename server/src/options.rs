@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ponder_engine::format::KvFormat;
 use ponder_engine::schedule::DraftPolicy;
-use ponder_engine::spec::{DrafterKind, LengthOptions};
+use ponder_engine::spec::{LengthOptions, Lookup};
 use ponder_engine::{Error, Result};
 
 /// Which kind of device runs the model.
@@ -56,6 +56,25 @@ impl FromStr for BackendChoice {
     }
 }
 
+/// A draft model and where it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DraftOptions {
+    /// A `.gguf` file or a Hugging Face folder.
+    pub model: PathBuf,
+    /// Its backend; the model's if `None`.
+    pub backend: Option<BackendChoice>,
+    /// Threads, where it runs on the CPU; 0: one for a model that fits in a core's cache, else as many as
+    /// the model has.
+    pub threads: usize,
+}
+
+impl DraftOptions {
+    /// On the model's own backend.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self { model: model.into(), backend: None, threads: 0 }
+    }
+}
+
 /// How an engine is loaded. [`EngineOptions::new`] has defaults that suit one user on one machine.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -83,8 +102,10 @@ pub struct EngineOptions {
     pub prefill_chunk: usize,
     /// Most tokens of one step, all sequences together.
     pub max_step_tokens: usize,
-    /// Who guesses tokens ahead.
-    pub drafter: DrafterKind,
+    /// What is looked up in logs as guesses: beside a draft model, or alone.
+    pub lookup: Lookup,
+    /// The draft model: a smaller one with the same tokens.
+    pub draft: Option<DraftOptions>,
     /// How many tokens are guessed, where somebody guesses.
     pub drafts: DraftPolicy,
     /// Longest wait of a request before its first step; `None` is no bound.
@@ -114,7 +135,8 @@ impl EngineOptions {
             block_size: 16,
             prefill_chunk: 512,
             max_step_tokens: 512,
-            drafter: DrafterKind::None,
+            lookup: Lookup::None,
+            draft: None,
             drafts: DraftPolicy::Auto(LengthOptions::default()),
             max_wait: None,
             trace: None,

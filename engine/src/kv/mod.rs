@@ -92,15 +92,18 @@ impl BlockPool {
         let Verified { drafted, chosen, device_time } = verified;
         let plan = drafted.reserved.plan;
         let mut seqs = Vec::new();
-        for ((seq, chosen), drafts) in plan.seqs.iter().zip(chosen).zip(&drafted.drafts) {
+        let guesses = drafted.drafts.iter().zip(&drafted.sources);
+        for ((seq, chosen), (drafts, source)) in plan.seqs.iter().zip(chosen).zip(guesses) {
             // The last chosen token is not cached yet: it is the next step's input.
             let accepted = chosen.as_ref().map_or(0, |c| c.len().saturating_sub(1));
             let cached = seq.start + seq.tokens.len() + accepted;
             self.truncate(seq.seq, cached);
-            seqs.push(SettledSeq { seq: seq.seq, cached, chosen, drafted: drafts.len() });
+            seqs.push(SettledSeq { seq: seq.seq, cached, chosen, drafted: drafts.len(), source: *source });
         }
         let (id, preempted) = (plan.id, drafted.reserved.preempted);
-        Settled { id, seqs, preempted, free_blocks: self.free.len(), device_time }
+        let (draft_time, passes) = (drafted.draft_time, drafted.passes);
+        let took = Default::default();
+        Settled { id, seqs, preempted, free_blocks: self.free.len(), device_time, draft_time, passes, took }
     }
 
     fn truncate(&mut self, seq: SeqId, tokens: usize) {
@@ -140,6 +143,7 @@ impl BlockPool {
 mod tests {
     use super::*;
     use crate::request::RequestId;
+    use crate::spec::Source;
     use crate::step::{Drafted, StepId};
 
     fn seq(n: u64) -> SeqId {
@@ -175,7 +179,7 @@ mod tests {
         wanted.seqs[0].max_drafts = 8;
         let reserved = pool.reserve(wanted);
         assert_eq!(pool.free_blocks(), 1);
-        let drafted = Drafted { reserved, drafts: vec![vec![7; 8]] };
+        let drafted = Drafted::by(Source::Ngram, reserved, vec![vec![7; 8]]);
         let settled =
             pool.settle(Verified { drafted, chosen: vec![Ok(vec![7, 7, 9])], device_time: Default::default() });
         assert_eq!((settled.seqs[0].cached, settled.free_blocks), (5, 2));

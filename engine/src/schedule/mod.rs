@@ -4,19 +4,21 @@
 //! each running sequence some of what it lacks until the step's token budget ends, the oldest first.
 //! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
 
+mod drafting;
 mod sequence;
 mod view;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use drafting::Drafting;
 pub use sequence::{Sequence, StopText};
 pub use view::{Lane, SchedulerView, SeqView};
 
 use crate::error::{Error, Result};
 use crate::reason::{Decision, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
-use crate::spec::{DraftLength, LengthOptions, Survival};
+use crate::spec::{LengthOptions, Source, SpecReport};
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
 
 /// Limits of a step and of a sequence.
@@ -36,6 +38,8 @@ pub struct SchedulerOptions {
     pub block_size: usize,
     /// Guesses per sequence and step.
     pub drafts: DraftPolicy,
+    /// Who guesses as a rule, until a sequence has shown who does.
+    pub drafter: Source,
     /// Most rows of one step whose logits are wanted: one per sequence that chooses, one per guess.
     pub max_logit_rows: usize,
     /// Longest wait before the first step; `None` is no bound. Then a request fails with [`QUEUE_TIMEOUT`].
@@ -92,6 +96,8 @@ pub struct Finished {
     pub thinking: Option<ThinkingReport>,
     /// How deep it was to think, and why.
     pub decision: Option<Decision>,
+    /// What guessing did for it.
+    pub speculation: Box<SpecReport>,
 }
 
 /// The requests in flight.
@@ -106,10 +112,7 @@ pub struct Scheduler {
     next_step: u64,
     free_blocks: usize,
     preempted_last: bool,
-    draft_length: DraftLength,
-    survivals: HashMap<SeqId, Survival>,
-    /// Rows of the step in flight, guesses not counted.
-    planned_rows: usize,
+    drafting: Drafting,
 }
 
 impl Scheduler {
@@ -125,12 +128,7 @@ impl Scheduler {
             next_step: 1,
             free_blocks: options.blocks,
             preempted_last: false,
-            draft_length: DraftLength::new(match options.drafts {
-                DraftPolicy::Auto(length) => length,
-                DraftPolicy::Off | DraftPolicy::Fixed(_) => LengthOptions::default(),
-            }),
-            survivals: HashMap::new(),
-            planned_rows: 0,
+            drafting: Drafting::new(options.drafts, options.drafter),
         }
     }
 
@@ -253,9 +251,7 @@ impl Scheduler {
             }
         }
         plan.released = std::mem::take(&mut self.released);
-        plan.released.iter().for_each(|seq| drop(self.survivals.remove(seq)));
-        self.planned_rows = self.options.max_step_tokens - budget;
-        self.plan_drafts(&mut plan, budget);
+        self.drafting.plan(&mut plan, &self.seqs, budget, self.options.max_logit_rows);
         Some(plan)
     }
 
@@ -267,44 +263,13 @@ impl Scheduler {
         late.into_iter().for_each(|id| self.fail(id, QUEUE_TIMEOUT));
     }
 
-    /// Guesses for the sequences that choose a token, at most `budget` rows of them.
-    fn plan_drafts(&mut self, plan: &mut StepPlan, budget: usize) {
-        if self.options.drafts == DraftPolicy::Off {
-            return;
-        }
-        let choosing: Vec<usize> = (0..plan.seqs.len()).filter(|i| plan.seqs[*i].sample.is_some()).collect();
-        let lengths = match self.options.drafts {
-            DraftPolicy::Fixed(k) => vec![k; choosing.len()],
-            _ => {
-                for i in &choosing {
-                    self.survivals.entry(plan.seqs[*i].seq).or_insert_with(|| self.draft_length.survival());
-                }
-                let survivals: Vec<&Survival> = choosing.iter().map(|i| &self.survivals[&plan.seqs[*i].seq]).collect();
-                self.draft_length.choose(&survivals, self.planned_rows - choosing.len())
-            }
-        };
-        let mut left = budget.min(self.options.max_logit_rows.saturating_sub(choosing.len()));
-        for (i, length) in choosing.into_iter().zip(lengths) {
-            // The token after the guesses comes for free: a guess beyond what may be chosen is in vain.
-            let useful = self.seqs[&plan.seqs[i].seq].free_tokens().saturating_sub(1);
-            plan.seqs[i].max_drafts = length.min(useful).min(left);
-            left -= plan.seqs[i].max_drafts;
-        }
+    /// How many tokens are guessed from now on.
+    pub fn set_drafts(&mut self, policy: DraftPolicy) {
+        self.drafting.set_policy(policy);
     }
-
-    /// Learns from a step how long steps take and which guesses were right.
-    fn observe(&mut self, settled: &Settled) {
-        if !matches!(self.options.drafts, DraftPolicy::Auto(_)) {
-            return;
-        }
-        let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
-        self.draft_length.observe_step(self.planned_rows + drafted, settled.device_time.as_secs_f64() * 1e6);
-        for result in settled.seqs.iter().filter(|s| s.drafted > 0) {
-            let accepted = result.chosen.as_ref().map_or(0, |c| c.len().saturating_sub(1));
-            if let Some(survival) = self.survivals.get_mut(&result.seq) {
-                self.draft_length.observe_guesses(survival, result.drafted, accepted);
-            }
-        }
+    /// What guessing did since the start.
+    pub fn speculation(&self) -> &SpecReport {
+        self.drafting.total()
     }
 
     /// Lets waiting sequences start while there is a seat and their whole known part fits in free blocks.
@@ -335,7 +300,7 @@ impl Scheduler {
     pub fn apply(&mut self, settled: &Settled) -> Vec<Event> {
         self.free_blocks = settled.free_blocks;
         self.preempted_last = !settled.preempted.is_empty();
-        self.observe(settled);
+        self.drafting.observe(settled);
         let mut events = self.drain_ended();
         // The last preempted was the most important of them: it goes back to the front last.
         for id in &settled.preempted {
@@ -385,6 +350,7 @@ impl Scheduler {
             reasoning_tokens: thinking.map_or(0, |t| t.counts.reasoning),
             thinking,
             decision: seq.decision().cloned(),
+            speculation: Box::new(self.drafting.report(id)),
         };
         Event { seq: id, tokens, spans, finish: Some(finished) }
     }

@@ -45,6 +45,8 @@ pub struct Sequence {
     pub arrived: Duration,
     /// Tokens computed again after a preemption or a lost device.
     pub recomputed: usize,
+    /// Whose request it is.
+    pub tenant: Arc<str>,
     /// Tokens that were guessed for it, and those of them that were right.
     pub drafted: usize,
     /// See `drafted`.
@@ -91,6 +93,7 @@ impl Sequence {
             cached: 0,
             arrived: now,
             recomputed: 0,
+            tenant: request.tenant.clone(),
             drafted: 0,
             accepted: 0,
             params: Arc::new(request.params.clone()),
@@ -159,6 +162,10 @@ impl Sequence {
     /// What was decided for its request.
     pub fn decision(&self) -> Option<&Decision> {
         self.thinking.as_ref()?.decision.as_ref()
+    }
+    /// Whether its next token is one of thinking.
+    pub fn is_thinking(&self) -> bool {
+        self.reasoning.as_ref().is_some_and(|r| matches!(r.phase().phase(), Phase::Thinking | Phase::Closing))
     }
     /// Tokens that the model may choose before any is forced: more drafts are in vain.
     pub fn free_tokens(&self) -> usize {

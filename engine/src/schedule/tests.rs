@@ -9,6 +9,7 @@ use crate::kv::BlockPool;
 use crate::op::threefry2x32;
 use crate::reason::Label;
 use crate::request::SamplingParams;
+use crate::spec::Source;
 use crate::step::{Drafted, Reserved, SamplePlan, Verified};
 
 const BLOCK: usize = 4;
@@ -22,6 +23,7 @@ fn options(blocks: usize) -> SchedulerOptions {
         blocks,
         block_size: BLOCK,
         drafts: DraftPolicy::Off,
+        drafter: Source::Nobody,
         max_logit_rows: 64,
         max_wait: None,
     }
@@ -36,6 +38,7 @@ fn request(id: u64, prompt: usize, max_tokens: usize) -> Request {
         eos: vec![0],
         thinking: None,
         grammar: None,
+        tenant: "".into(),
     }
 }
 
@@ -83,7 +86,7 @@ impl Witness {
             chosen.push(Ok(said));
             drafts.push(guesses);
         }
-        Verified { drafted: Drafted { reserved, drafts }, chosen, device_time: Duration::ZERO }
+        Verified { drafted: Drafted::by(Source::Model, reserved, drafts), chosen, device_time: Duration::ZERO }
     }
 
     /// A hash of what the cache really holds; like a device it knows what was forbidden at the first place only.

@@ -1,18 +1,19 @@
 //! How many tokens to guess: as many as pay, and none where they do not.
 //!
-//! For a sequence with survival estimates `s[i]` (the chance that guess `i` and all before it are
-//! accepted) a step with k guesses brings `1 + s[0] + … + s[k-1]` tokens. A step's time as a function of
-//! its rows is learnt online. The whole batch's lengths are chosen together: guesses are taken in order of
-//! survival while expected tokens over expected time still grow (the idea of DSpark's admission).
+//! A sequence whose guesses survive with chances `s[i]` gets `1 + s[0] + … + s[k-1]` tokens out of a step
+//! with k guesses. What a step costs is learnt online: the time of its rows, and the time of the draft's
+//! passes. The lengths of a whole batch are chosen together: guesses are taken in order of survival, and the
+//! prefix with the most expected tokens per expected time is kept (the idea of DSpark's admission).
 
-use std::collections::BTreeMap;
+use super::cost::CostTables;
+use super::{Rates, Source};
 
 /// Limits of the controller.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LengthOptions {
     /// Most guesses per sequence and step.
     pub max: usize,
-    /// Weight of a new observation.
+    /// Weight of a new observation of a time.
     pub decay: f64,
 }
 
@@ -22,110 +23,153 @@ impl Default for LengthOptions {
     }
 }
 
-/// Mean times of steps by rows, in microseconds, decayed; linear between the row counts that were seen.
-#[derive(Clone, Debug, Default)]
-struct CostTable {
-    by_rows: BTreeMap<usize, f64>,
+/// A sequence that may have guesses.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// What it showed so far.
+    pub rates: &'a Rates,
+    /// Whether it thinks.
+    pub thinking: bool,
+    /// Who is likely to guess.
+    pub source: Source,
+    /// Most guesses that can count.
+    pub most: usize,
 }
 
-impl CostTable {
-    fn observe(&mut self, rows: usize, us: f64, decay: f64) {
-        let mean = self.by_rows.entry(rows).or_insert(us);
-        // A step that was disturbed (a busy machine, a first compilation) is an outlier upwards.
-        *mean += decay * (us.min(3.0 * *mean) - *mean);
-    }
-    /// Before anything is known a row costs nothing: so the first guesses are tried.
-    fn at(&self, rows: usize) -> f64 {
-        let below = self.by_rows.range(..=rows).next_back();
-        let above = self.by_rows.range(rows..).next();
-        match (below, above) {
-            (Some((r0, t0)), Some((r1, t1))) if r0 != r1 => t0 + (t1 - t0) * (rows - r0) as f64 / (r1 - r0) as f64,
-            (Some((_, t)), Some(_)) | (None, Some((_, t))) => *t,
-            (Some((r0, t0)), None) => {
-                // Beyond what was seen: the last slope, at least flat.
-                let slope = self.by_rows.range(..r0).next_back().map_or(0.0, |(r, t)| (t0 - t) / (r0 - r) as f64);
-                t0 + slope.max(0.0) * (rows - r0) as f64
-            }
-            (None, None) => 1.0,
-        }
-    }
-}
-
-/// Survival estimates of one sequence.
-#[derive(Clone, Debug)]
-pub struct Survival {
-    by_position: Vec<f64>,
-}
-
-impl Survival {
-    fn new(max: usize) -> Self {
-        // An optimist: guesses are tried, and measured, before they are judged.
-        Self { by_position: (0..max).map(|i| 0.7f64.powi(i as i32 + 1)).collect() }
-    }
-    fn observe(&mut self, drafted: usize, accepted: usize, decay: f64) {
-        for (i, s) in self.by_position.iter_mut().enumerate().take(drafted) {
-            *s += decay * (f64::from(u8::from(i < accepted)) - *s);
-        }
-    }
-}
+/// Steps of a size that are run without guesses before the first with some: what guesses cost is a difference.
+const PLAIN_FIRST: usize = 2;
+/// Every so many steps with guesses, one without.
+const PLAIN_EVERY: u64 = 128;
+/// Where guesses do not pay, they are tried again after so many steps, then after twice as many, ...
+const PROBE_FIRST: u64 = 32;
+/// ... up to so many.
+const PROBE_LAST: u64 = 2048;
 
 /// The controller of one engine.
 #[derive(Clone, Debug)]
 pub struct DraftLength {
     options: LengthOptions,
-    cost: CostTable,
-    steps: u64,
+    /// Steps without the guessing, by rows; tables by context.
+    step: CostTables,
+    /// Guessing, by passes; tables by sequences.
+    draft: CostTables,
+    rates: Rates,
+    plain_left: usize,
+    since_plain: u64,
+    probe_in: u64,
+    probe_gap: u64,
 }
 
 impl DraftLength {
     /// Nothing is known yet.
     pub fn new(options: LengthOptions) -> Self {
-        Self { options, cost: CostTable::default(), steps: 0 }
-    }
-    /// Fresh estimates for a new sequence.
-    pub fn survival(&self) -> Survival {
-        Survival::new(self.options.max)
-    }
-    /// A step of `rows` rows took `us` microseconds, drafting included.
-    pub fn observe_step(&mut self, rows: usize, us: f64) {
-        self.cost.observe(rows, us, self.options.decay);
-        self.steps += 1;
-    }
-    /// Of `drafted` guesses `accepted` were right.
-    pub fn observe_guesses(&self, survival: &mut Survival, drafted: usize, accepted: usize) {
-        survival.observe(drafted, accepted, self.options.decay.max(0.1));
+        Self {
+            options,
+            step: CostTables::default(),
+            draft: CostTables::default(),
+            rates: Rates::default(),
+            plain_left: PLAIN_FIRST,
+            since_plain: 0,
+            probe_in: PROBE_FIRST,
+            probe_gap: PROBE_FIRST,
+        }
     }
 
-    /// Guesses for each decoding sequence of a step that has `other_rows` rows besides.
-    ///
-    /// Every 64th step tries one guess where none would pay, so that the estimates stay alive.
-    pub fn choose(&self, survivals: &[&Survival], other_rows: usize) -> Vec<usize> {
-        let mut lengths = vec![0usize; survivals.len()];
-        let mut rows = other_rows + survivals.len();
-        let mut tokens = survivals.len() as f64;
+    /// A step of `rows` rows over `context` cached tokens took `us` microseconds without its guessing.
+    pub fn observe_step(&mut self, rows: usize, context: usize, us: f64) {
+        self.step.table(context).observe(rows, us, self.options.decay);
+    }
+
+    /// Guessing for `seqs` sequences in `passes` passes of a draft model took `us` microseconds.
+    pub fn observe_draft(&mut self, seqs: usize, passes: usize, us: f64) {
+        let table = self.draft.table(seqs);
+        table.observe(0, 0.0, 1.0);
+        table.observe(passes, us, self.options.decay);
+    }
+
+    /// Of `drafted` guesses `accepted` were right; `own` are the rates of their sequence.
+    pub fn observe_guesses(
+        &mut self,
+        own: &mut Rates,
+        thinking: bool,
+        source: Source,
+        drafted: usize,
+        accepted: usize,
+    ) {
+        own.observe(thinking, source, drafted, accepted, 0.95);
+        self.rates.observe(thinking, source, drafted, accepted, 0.995);
+    }
+
+    /// Guesses for each candidate of a step that has `other_rows` rows besides theirs.
+    pub fn choose(&mut self, candidates: &[Candidate<'_>], other_rows: usize, context: usize) -> Vec<usize> {
+        let none = vec![0; candidates.len()];
+        if candidates.is_empty() {
+            return none;
+        }
+        let rows = other_rows + candidates.len();
+        // Steps that prefill too come in every size: between those that were seen they are interpolated.
+        if other_rows == 0 && !self.step.table(context).knows(rows) {
+            self.plain_left = PLAIN_FIRST;
+        }
+        if self.plain_left > 0 {
+            self.plain_left -= 1;
+            return none;
+        }
+        let best = self.best(candidates, rows, context);
+        if best.iter().all(|k| *k == 0) {
+            return self.probe(candidates);
+        }
+        (self.probe_gap, self.probe_in) = (PROBE_FIRST, PROBE_FIRST);
+        self.since_plain += 1;
+        if self.since_plain >= PLAIN_EVERY {
+            self.since_plain = 0;
+            return none;
+        }
+        best
+    }
+
+    /// One sequence tries two guesses now and then, less often the longer that has not paid.
+    fn probe(&mut self, candidates: &[Candidate<'_>]) -> Vec<usize> {
+        let mut lengths = vec![0; candidates.len()];
+        self.probe_in = self.probe_in.saturating_sub(1);
+        if self.probe_in == 0 {
+            self.probe_gap = (2 * self.probe_gap).min(PROBE_LAST);
+            self.probe_in = self.probe_gap;
+            // The first is the oldest: what its draft has caught up with is used longest.
+            lengths[0] = candidates[0].most.min(2).min(self.options.max);
+        }
+        lengths
+    }
+
+    fn best(&mut self, candidates: &[Candidate<'_>], plain_rows: usize, context: usize) -> Vec<usize> {
         let mut pairs: Vec<(f64, usize)> = Vec::new();
-        for (seq, survival) in survivals.iter().enumerate() {
-            pairs.extend(survival.by_position.iter().map(|s| (*s, seq)));
+        for (seq, c) in candidates.iter().enumerate() {
+            let survival = c.rates.survival(&self.rates, c.thinking, c.source, c.most.min(self.options.max));
+            pairs.extend(survival.into_iter().map(|s| (s, seq)));
         }
         // Survival falls with the position, so this order takes each sequence's guesses front to back.
-        pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let mut best = tokens / self.cost.at(rows).max(1e-9);
-        let (mut taken, mut kept) = (lengths.clone(), lengths.clone());
+        pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let (mut rows, mut tokens) = (plain_rows, candidates.len() as f64);
+        let (mut guessing, mut passes) = (0, 0);
+        let mut taken = vec![0; candidates.len()];
+        let mut kept = taken.clone();
+        let mut best = tokens / self.step.table(context).at(rows).max(1e-9);
         for (survival, seq) in pairs {
             taken[seq] += 1;
             rows += 1;
             tokens += survival;
-            let rate = tokens / self.cost.at(rows).max(1e-9);
+            if candidates[seq].source == Source::Model {
+                guessing += usize::from(taken[seq] == 1);
+                passes = passes.max(taken[seq]);
+            }
+            let drafting = if passes == 0 { 0.0 } else { self.draft.table(guessing).at(passes) };
+            let rate = tokens / (self.step.table(context).at(rows) + drafting).max(1e-9);
             if rate > best {
                 best = rate;
                 kept.clone_from(&taken);
             }
         }
-        lengths.clone_from(&kept);
-        if self.steps % 64 == 63 {
-            lengths.iter_mut().for_each(|l| *l = (*l).max(1.min(self.options.max)));
-        }
-        lengths
+        kept
     }
 }
 
@@ -133,40 +177,75 @@ impl DraftLength {
 mod tests {
     use super::*;
 
-    fn controller(us: impl Fn(usize) -> f64) -> DraftLength {
+    fn controller(step_us: impl Fn(usize) -> f64, pass_us: f64) -> DraftLength {
         let mut c = DraftLength::new(LengthOptions::default());
-        (1..200).for_each(|rows| c.observe_step(rows, us(rows)));
-        c.steps = 0;
+        (1..200).for_each(|rows| c.observe_step(rows, 500, step_us(rows)));
+        (1..=8).for_each(|passes| c.observe_draft(1, passes, pass_us * passes as f64));
+        c.plain_left = 0;
         c
     }
-    fn survival(rate: f64) -> Survival {
-        Survival { by_position: (1..=8).map(|i| rate.powi(i)).collect() }
+    fn rates(source: Source, hits_of_ten: usize) -> Rates {
+        let mut rates = Rates::default();
+        for i in 0..400 {
+            rates.observe(true, source, 1, usize::from(i % 10 < hits_of_ten), 0.99);
+        }
+        rates
+    }
+    fn candidate(rates: &Rates, source: Source) -> Candidate<'_> {
+        Candidate { rates, thinking: true, source, most: 8 }
     }
 
     #[test]
     fn guesses_where_rows_are_cheap_and_not_where_they_cost() {
-        let memory_bound = controller(|rows| 1000.0 + 10.0 * rows as f64);
-        assert_eq!(memory_bound.choose(&[&survival(0.9)], 0), [8]);
-        assert!((2..=5).contains(&memory_bound.choose(&[&survival(0.4)], 0)[0]));
-        let compute_bound = controller(|rows| 1000.0 * rows as f64);
-        assert_eq!(compute_bound.choose(&[&survival(0.9)], 0), [0]);
+        let (good, poor) = (rates(Source::Suffix, 9), rates(Source::Suffix, 4));
+        let [good, poor] = [&good, &poor].map(|r| candidate(r, Source::Suffix));
+        let mut memory_bound = controller(|rows| 1000.0 + 10.0 * rows as f64, 0.0);
+        assert_eq!(memory_bound.choose(&[good], 0, 500), [8]);
+        assert!((2..=5).contains(&memory_bound.choose(&[poor], 0, 500)[0]));
+        let mut compute_bound = controller(|rows| 1000.0 * rows as f64, 0.0);
+        assert_eq!(compute_bound.choose(&[good], 0, 500), [0]);
         // A batch that fills the device: the same sequence stops guessing.
-        let knee = controller(|rows| 1000.0 + 200.0 * rows.saturating_sub(16) as f64);
-        let good = survival(0.8);
-        let small: usize = knee.choose(&[&good; 2], 0).iter().sum();
-        let large: usize = knee.choose(&[&good; 32], 0).iter().sum();
+        let mut knee = controller(|rows| 1000.0 + 200.0 * rows.saturating_sub(16) as f64, 0.0);
+        let small: usize = knee.choose(&[good; 2], 0, 500).iter().sum();
+        let large: usize = knee.choose(&[good; 32], 0, 500).iter().sum();
         assert!(small >= 8 && large < 32, "{small} {large}");
     }
 
     #[test]
-    fn learns_who_is_predictable() {
-        let c = controller(|rows| 1000.0 + 60.0 * rows as f64);
-        let (mut good, mut bad) = (c.survival(), c.survival());
-        for _ in 0..100 {
-            c.observe_guesses(&mut good, 8, 8);
-            c.observe_guesses(&mut bad, 8, 0);
+    fn a_dear_draft_guesses_less_than_a_cheap_one() {
+        let good = rates(Source::Model, 8);
+        let lengths = [10.0, 200.0, 2000.0].map(|pass_us| {
+            let mut c = controller(|rows| 1000.0 + 10.0 * rows as f64, pass_us);
+            c.choose(&[candidate(&good, Source::Model)], 0, 500)[0]
+        });
+        assert!(lengths[0] > lengths[1] && lengths[1] > 0 && lengths[2] == 0, "{lengths:?}");
+    }
+
+    #[test]
+    fn what_does_not_pay_is_tried_less_and_less() {
+        let good = rates(Source::Model, 8);
+        let mut c = controller(|rows| 1000.0 * rows as f64, 500.0);
+        let lengths: Vec<usize> =
+            (0..3000).map(|_| c.choose(&[candidate(&good, Source::Model); 3], 0, 500)[0]).collect();
+        let probes: Vec<usize> = lengths.iter().enumerate().filter(|(_, k)| **k > 0).map(|(i, _)| i).collect();
+        assert!((5..=8).contains(&probes.len()) && probes[0] < 40, "{probes:?}");
+        // It pays again: the very next step guesses.
+        (1..200).for_each(|rows| (0..200).for_each(|_| c.observe_step(rows, 500, 1000.0)));
+        assert!(c.choose(&[candidate(&good, Source::Model); 3], 0, 500)[0] > 0);
+    }
+
+    #[test]
+    fn a_new_size_is_measured_plain_first() {
+        let good = rates(Source::Model, 9);
+        let mut c = DraftLength::new(LengthOptions::default());
+        let mut chosen = Vec::new();
+        for _ in 0..6 {
+            let k = c.choose(&[candidate(&good, Source::Model)], 0, 500)[0];
+            c.observe_step(1 + k, 500, 1000.0 + 10.0 * k as f64);
+            c.observe_draft(1, k, 20.0 * k as f64);
+            chosen.push(k);
         }
-        let lengths = c.choose(&[&good, &bad], 0);
-        assert!(lengths[0] == 8 && lengths[1] == 0, "{lengths:?}");
+        assert_eq!(chosen[..2], [0, 0]);
+        assert!(chosen[2..].iter().all(|k| *k == 8), "{chosen:?}");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::Drafter;
+use super::{Drafter, Guess, Source};
 
 /// Longest beginning that is looked up.
 const LONGEST: usize = 4;
@@ -34,9 +34,6 @@ impl Ngram {
 }
 
 impl Drafter for Ngram {
-    fn name(&self) -> &'static str {
-        "ngram"
-    }
     fn observe(&mut self, log: &[u32], _: usize) {
         self.index(log);
     }
@@ -44,7 +41,7 @@ impl Drafter for Ngram {
         *self = Self::default();
         self.index(log);
     }
-    fn propose(&mut self, log: &[u32], max: usize) -> Vec<u32> {
+    fn propose(&mut self, log: &[u32], max: usize) -> Guess {
         for n in (SHORTEST..=LONGEST.min(log.len())).rev() {
             let before = match self.places.get(&log[log.len() - n..]) {
                 Some((latest, second)) if *latest == log.len() => *second,
@@ -52,10 +49,11 @@ impl Drafter for Ngram {
                 None => None,
             };
             if let Some(at) = before {
-                return log[at..].iter().take(max).copied().collect();
+                let tokens = log[at..].iter().take(max).copied().collect();
+                return Guess { tokens, source: Source::Ngram, matched: n };
             }
         }
-        Vec::new()
+        Guess::default()
     }
 }
 
@@ -66,7 +64,7 @@ mod tests {
     fn proposal(log: &[u32], max: usize) -> Vec<u32> {
         let mut drafter = Ngram::default();
         drafter.observe(log, log.len());
-        drafter.propose(log, max)
+        drafter.propose(log, max).tokens
     }
 
     #[test]
@@ -83,13 +81,13 @@ mod tests {
         let mut drafter = Ngram::default();
         let log = [1, 2, 3, 9, 1, 2];
         drafter.observe(&log, 6);
-        assert_eq!(drafter.propose(&log, 2), [3, 9]);
+        assert_eq!(drafter.propose(&log, 2).tokens, [3, 9]);
         drafter.rewind(&log[..4]);
         let other = [1, 2, 3, 9, 3, 9];
         drafter.observe(&other, 2);
-        assert_eq!(drafter.propose(&other, 4), [3, 9]);
+        assert_eq!(drafter.propose(&other, 4).tokens, [3, 9]);
         let third = [1, 2, 3, 9, 3, 9, 1, 7];
         drafter.observe(&third, 2);
-        assert!(drafter.propose(&third, 4).is_empty(), "(9, 1) was rewound");
+        assert!(drafter.propose(&third, 4).tokens.is_empty(), "(9, 1) was rewound");
     }
 }

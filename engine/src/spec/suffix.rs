@@ -3,15 +3,23 @@
 
 use std::collections::HashMap;
 
-use super::Drafter;
+use super::{Drafter, Guess, Source};
 
 #[derive(Clone, Debug)]
 struct State {
     next: HashMap<u32, u32>,
     link: Option<u32>,
     len: u32,
-    /// Where an occurrence of this state's strings ended: the latest one seen when it was last visited.
+    /// Where the first occurrence of this state's strings ended.
     end: u32,
+}
+
+/// How far the end of some text agrees with a place in the automaton's log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    state: u32,
+    /// Length of the agreement.
+    pub matched: usize,
 }
 
 /// All substrings of a growing log.
@@ -20,15 +28,14 @@ pub struct SuffixAutomaton {
     states: Vec<State>,
     last: u32,
     len: u32,
-    /// State and length of the longest ending of the log that occurred before.
-    at: u32,
-    matched: u32,
+    /// The longest ending of the log itself that occurred before.
+    own: Cursor,
 }
 
 impl Default for SuffixAutomaton {
     fn default() -> Self {
         let root = State { next: HashMap::new(), link: None, len: 0, end: 0 };
-        Self { states: vec![root], last: 0, len: 0, at: 0, matched: 0 }
+        Self { states: vec![root], last: 0, len: 0, own: Cursor::default() }
     }
 }
 
@@ -37,33 +44,27 @@ impl SuffixAutomaton {
         &self.states[s as usize]
     }
 
-    /// Appends a token. The match is looked up first, among what stood before.
+    /// Appends a token. The log's own match is looked up first, among what stood before.
     pub fn push(&mut self, token: u32) {
-        self.follow(token);
+        self.own = self.follow(self.own, token);
         self.extend(token);
     }
 
-    fn follow(&mut self, token: u32) {
+    /// The longest ending of (the text of `cursor`, then `token`) that is in the log.
+    pub fn follow(&self, mut cursor: Cursor, token: u32) -> Cursor {
         loop {
-            if let Some(&next) = self.state(self.at).next.get(&token) {
-                self.at = next;
-                self.matched += 1;
-                return;
+            if let Some(&next) = self.state(cursor.state).next.get(&token) {
+                return Cursor { state: next, matched: cursor.matched + 1 };
             }
-            match self.state(self.at).link {
-                Some(link) => {
-                    self.at = link;
-                    self.matched = self.state(link).len;
-                }
-                None => {
-                    self.matched = 0;
-                    return;
-                }
+            match self.state(cursor.state).link {
+                Some(link) => cursor = Cursor { state: link, matched: self.state(link).len as usize },
+                None => return Cursor::default(),
             }
         }
     }
 
-    fn extend(&mut self, token: u32) {
+    /// Appends a token and looks nothing up.
+    pub fn extend(&mut self, token: u32) {
         self.len += 1;
         let new = self.states.len() as u32;
         self.states.push(State { next: HashMap::new(), link: Some(0), len: self.len, end: self.len });
@@ -93,15 +94,27 @@ impl SuffixAutomaton {
             p = self.state(s).link;
         }
         // The running match may have stood in the strings that moved.
-        if self.at == q && self.matched <= self.state(clone).len {
-            self.at = clone;
+        if self.own.state == q && self.own.matched <= self.state(clone).len as usize {
+            self.own.state = clone;
         }
         clone
     }
 
+    /// Tokens pushed so far.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+    /// Whether nothing was pushed.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    /// Index of the token after the place that `cursor` agrees with.
+    pub fn after(&self, cursor: Cursor) -> usize {
+        self.state(cursor.state).end as usize
+    }
     /// (length of the longest ending that occurred before, index of the token after that occurrence).
     pub fn longest_match(&self) -> (usize, usize) {
-        (self.matched as usize, self.state(self.at).end as usize)
+        (self.own.matched, self.after(self.own))
     }
 }
 
@@ -112,12 +125,9 @@ pub struct Suffix {
 }
 
 /// Shorter matches are chance.
-const SHORTEST: usize = 3;
+pub(super) const SHORTEST: usize = 3;
 
 impl Drafter for Suffix {
-    fn name(&self) -> &'static str {
-        "suffix"
-    }
     fn observe(&mut self, log: &[u32], new: usize) {
         log[log.len() - new..].iter().for_each(|t| self.automaton.push(*t));
     }
@@ -125,11 +135,14 @@ impl Drafter for Suffix {
         *self = Self::default();
         self.observe(log, log.len());
     }
-    fn propose(&mut self, log: &[u32], max: usize) -> Vec<u32> {
+    fn propose(&mut self, log: &[u32], max: usize) -> Guess {
         let (matched, at) = self.automaton.longest_match();
+        if matched < SHORTEST {
+            return Guess::default();
+        }
         // A longer match is trusted further ahead.
-        let trusted = max.min(2 * matched);
-        if matched < SHORTEST { Vec::new() } else { log[at..].iter().take(trusted).copied().collect() }
+        let tokens = log[at..].iter().take(max.min(2 * matched)).copied().collect();
+        Guess { tokens, source: Source::Suffix, matched }
     }
 }
 
@@ -166,9 +179,9 @@ mod tests {
         let log: Vec<u32> = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3].to_vec();
         let mut drafter = Suffix::default();
         drafter.observe(&log, log.len());
-        assert_eq!(drafter.propose(&log, 3), [4, 5, 6]);
-        assert!(drafter.propose(&log, 0).is_empty());
+        assert_eq!(drafter.propose(&log, 3), Guess { tokens: vec![4, 5, 6], source: Source::Suffix, matched: 3 });
+        assert!(drafter.propose(&log, 0).tokens.is_empty());
         drafter.rewind(&log[..9]);
-        assert!(drafter.propose(&log[..9], 3).is_empty(), "two tokens are chance");
+        assert!(drafter.propose(&log[..9], 3).tokens.is_empty(), "two tokens are chance");
     }
 }

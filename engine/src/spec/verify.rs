@@ -29,7 +29,7 @@ pub fn batch_of(drafted: &Drafted) -> Batch {
 }
 
 /// Counts a token in a penalty list, if penalties are on.
-fn count(adjust: &mut Vec<Adjust>, params: &SampleRow, token: u32) {
+pub(super) fn count(adjust: &mut Vec<Adjust>, params: &SampleRow, token: u32) {
     if params.repetition == 1.0 && params.presence == 0.0 && params.frequency == 0.0 {
         return;
     }
@@ -64,6 +64,7 @@ pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>
 mod tests {
     use super::*;
     use crate::request::{RequestId, SeqId};
+    use crate::spec::Source;
     use crate::step::{Reserved, SamplePlan, SeqPlan, StepPlan};
 
     fn drafted(drafts: Vec<Vec<u32>>) -> Drafted {
@@ -80,7 +81,7 @@ mod tests {
         });
         let plan = StepPlan { seqs: seqs.collect(), ..StepPlan::default() };
         let tables = vec![vec![0]; drafts.len()];
-        Drafted { reserved: Reserved { plan, tables, preempted: Vec::new() }, drafts }
+        Drafted::by(Source::Ngram, Reserved { plan, tables, preempted: Vec::new() }, drafts)
     }
 
     #[test]

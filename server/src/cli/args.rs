@@ -9,8 +9,8 @@ use ponder::{BackendChoice, EngineOptions};
 use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
 use ponder_engine::request::SamplingParams;
-use ponder_engine::schedule::DraftPolicy;
-use ponder_engine::spec::{DrafterKind, LengthOptions};
+
+use super::speculation::SpeculationArgs;
 
 /// Which model, on what, with how much memory.
 #[derive(Args, Clone, Debug)]
@@ -68,19 +68,14 @@ pub struct ModelArgs {
         hide_short_help = true
     )]
     pub max_step_tokens: usize,
-    /// Who guesses tokens ahead, for the model to check several at once: none, ngram or suffix. The answer
-    /// stays the same
-    #[arg(long, env = "PONDER_DRAFT_MODEL", default_value = "none", value_name = "DRAFTER")]
-    pub draft_model: DrafterKind,
-    /// How many tokens are guessed at once: a number up to 32, or as many as pay
-    #[arg(long, env = "PONDER_NUM_SPECULATIVE_TOKENS", default_value = "auto", value_parser = draft_policy, value_name = "K|auto")]
-    pub num_speculative_tokens: DraftPolicy,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
 }
 
 impl ModelArgs {
     /// The engine's options for `seqs` sequences at once.
     pub fn options(&self, seqs: usize) -> ponder_engine::Result<EngineOptions> {
-        Ok(EngineOptions {
+        let mut options = EngineOptions {
             backend: self.backend,
             adapter: self.adapter.clone(),
             threads: self.threads,
@@ -91,10 +86,10 @@ impl ModelArgs {
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
-            drafter: self.draft_model,
-            drafts: self.num_speculative_tokens,
             ..EngineOptions::new(models::resolve(&self.model)?)
-        })
+        };
+        self.speculation.apply(&mut options)?;
+        Ok(options)
     }
 }
 
@@ -191,16 +186,6 @@ fn thinking_budget(word: &str) -> Result<ThinkingBudget, String> {
         Ok(-1) => Ok(ThinkingBudget(None)),
         Ok(n) if n >= 0 => Ok(ThinkingBudget(Some(n as usize))),
         _ => Err("it is neither -1 nor a number of tokens".into()),
-    }
-}
-
-fn draft_policy(word: &str) -> Result<DraftPolicy, String> {
-    if word == "auto" {
-        return Ok(DraftPolicy::Auto(LengthOptions::default()));
-    }
-    match word.parse() {
-        Ok(k @ 0..=32) => Ok(DraftPolicy::Fixed(k)),
-        _ => Err("it is neither auto nor a number from 0 to 32".into()),
     }
 }
 

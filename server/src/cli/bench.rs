@@ -1,9 +1,11 @@
 //! `ponder bench`: speed, through everything that a request passes: scheduler, actors, device, streamer.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use ponder::{Engine, EngineOptions, Opened};
 use ponder_actors::{Generation, Submission};
 use ponder_engine::Error;
@@ -26,7 +28,8 @@ the same time when they do nothing else; it is measured on the CPU only.
 
 Examples:
   ponder bench --model smollm2.gguf --backend cpu --threads 2
-  ponder bench --model smollm2.gguf --batch 16 --decode-tokens 64 --json")]
+  ponder bench --model smollm2.gguf --batch 16 --decode-tokens 64 --json
+  ponder bench --draft-model bundled --workload problems.jsonl       what guessing brings")]
 pub struct BenchArgs {
     /// Tokens of each prompt
     #[arg(
@@ -54,10 +57,23 @@ pub struct BenchArgs {
     /// Measurements, of which the median is told
     #[arg(long, short, env = "PONDER_REPEATS", allow_negative_numbers = true, default_value_t = 3, value_name = "R")]
     pub repeats: usize,
+    /// Prompts, one JSON object a line ({"prompt": ...} or {"messages": ...}): compares no guesses, 1 to 8 of them,
+    /// and as many as pay; needs --draft-model
+    #[arg(long, env = "PONDER_WORKLOAD", value_name = "FILE")]
+    pub workload: Option<PathBuf>,
+    /// With --workload: most tokens of each answer
+    #[arg(long, env = "PONDER_WORKLOAD_TOKENS", default_value_t = 512, value_name = "N")]
+    pub workload_tokens: usize,
+    /// With --workload: temperature of every request
+    #[arg(long, env = "PONDER_WORKLOAD_TEMPERATURE", default_value_t = 0.0, value_name = "T")]
+    pub workload_temperature: f32,
+    /// With --workload: compare the ways to accept a draft model's guesses, at temperatures 0, 0.6 and 1, instead
+    #[arg(long, env = "PONDER_ACCEPTANCE", requires = "workload", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub acceptance: bool,
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     #[command(flatten)]
-    output: OutputArgs,
+    pub(super) output: OutputArgs,
 }
 
 /// One measurement.
@@ -79,6 +95,12 @@ pub fn bench(args: BenchArgs) -> Result<()> {
     positive("decode_tokens", args.decode_tokens)?;
     positive("batch", args.batch)?;
     positive("repeats", args.repeats)?;
+    if let Some(file) = args.workload.as_ref().filter(|_| args.acceptance) {
+        return super::acceptance::compare(&args, file);
+    }
+    if let Some(file) = &args.workload {
+        return super::workload::compare(&args, file);
+    }
     let mut options = args.model.options(args.batch)?;
     options.trace.clone_from(&args.output.trace);
     // Each request decodes while the prompts of the others are still computed.
@@ -138,8 +160,9 @@ fn submit(engine: &Engine, args: &BenchArgs, max_tokens: usize, salt: u64) -> Re
     };
     let params = SamplingParams { max_tokens: Some(max_tokens), ignore_eos: true, ..SamplingParams::default() };
     let started = (0..args.batch as u64).map(|i| {
+        let (prompt, params) = (prompt(i), params.clone());
         let submission =
-            Submission { prompt: prompt(i), params: params.clone(), eos: Vec::new(), thinking: None, grammar: None };
+            Submission { prompt, params, eos: Vec::new(), thinking: None, grammar: None, tenant: "".into() };
         Ok(engine.handle().submit_blocking(submission)?)
     });
     started.collect()
@@ -190,7 +213,7 @@ fn measure(engine: &Engine, args: &BenchArgs, answer: usize, salt: u64) -> Resul
 }
 
 /// The median; 0 of nothing.
-fn middle(mut values: Vec<f64>) -> f64 {
+pub(super) fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => 0.0,

@@ -1,5 +1,6 @@
 //! The command line: one file per command, and what they share.
 
+pub mod acceptance;
 pub mod args;
 pub mod bench;
 pub mod chat;
@@ -9,6 +10,9 @@ pub mod perplexity;
 pub mod progress;
 pub mod run;
 pub mod serve;
+pub mod simulate;
+pub mod speculation;
+pub mod workload;
 
 use clap::{Parser, Subcommand};
 
@@ -50,6 +54,8 @@ pub enum Command {
     Devices(devices::DevicesArgs),
     /// Show what a model file says, and the memory it would take
     Inspect(inspect::InspectArgs),
+    /// Say which draft model to use at which batch size on an H200, from published costs
+    Simulate(simulate::SimulateArgs),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::PerplexityArgs),
 }
@@ -63,6 +69,7 @@ impl Command {
             Command::Serve(args) => serve::serve(*args),
             Command::Bench(args) => bench::bench(args),
             Command::Devices(args) => devices::devices(&args),
+            Command::Simulate(args) => simulate::simulate(&args),
             Command::Inspect(args) => inspect::inspect(&args),
             Command::Perplexity(args) => perplexity::perplexity(args),
         }

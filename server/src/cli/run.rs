@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::args::{ModelArgs, OutputArgs, SamplingArgs};
 use super::progress::Loading;
+use super::speculation::speculation_json;
 
 /// Flags of `ponder run`.
 #[derive(Args)]
@@ -207,6 +208,7 @@ pub fn completion_json(c: &Completion) -> Value {
         "reasoning_tokens": c.reasoning_tokens,
         "token_ids": c.token_ids,
         "finish_reason": c.finish_reason(),
+        "speculation": speculation_json(&c.speculation),
         "timings": {
             "ttft_ms": c.timings.ttft_ms,
             "total_ms": c.timings.total_ms,

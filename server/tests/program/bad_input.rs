@@ -210,3 +210,29 @@ fn prompts_and_flags_out_of_range() {
     let nowhere = [("PONDER_MODELS_DIR", "/no/such/folder")];
     ponder_with(&["run", "Hello"], "", &nowhere).refused("no bundled model", &["--model", "PONDER_MODELS_DIR"]);
 }
+
+#[test]
+fn speculation_that_cannot_be() {
+    let model = hugging_face("llama", Dtype::F32);
+    let path = model.arg();
+    let refuse = |case: &str, more: &[&str], parts: &[&str]| {
+        let args = [&["run", "--model", &path, "--backend", "cpu", "--quiet"], more, &["Hello"]].concat();
+        ponder(&args).refused(case, parts);
+    };
+    refuse("K of -1", &["--num-speculative-tokens", "-1"], &["num-speculative-tokens", "from 0 to 32"]);
+    refuse("K of 33", &["--num-speculative-tokens", "33"], &["num-speculative-tokens", "from 0 to 32"]);
+    refuse("no such draft", &["--draft-model", "no/such"], &["draft_model", "no/such"]);
+    refuse("another tokenizer", &["--draft-model", "bundled"], &["draft_model", "another tokenizer", "token"]);
+    refuse("an unknown lookup", &["--draft-lookup", "eagle"], &["draft-lookup", "none, ngram, suffix"]);
+    refuse("a method of others", &["--speculative-config", r#"{"method":"medusa","model":"x"}"#], &["medusa"]);
+    for k in ["0", "1", "32"] {
+        let args = ["run", "--model", &path, "--backend", "cpu", "--quiet", "--draft-model", &path, "-n", "8"];
+        let more = ["--temperature", "0", "--ignore-eos", "--num-speculative-tokens", k, "--json", "Hello"];
+        let ran = ponder(&[&args[..], &more].concat());
+        // The draft is as large as its target: a warning, and a correct answer.
+        assert!(ran.code == Some(0) && ran.stderr.contains("will not be faster"), "{}", ran.stderr);
+        let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let drafted = json["speculation"]["drafted_tokens"].as_u64().unwrap_or(0);
+        assert_eq!((json["completion_tokens"].as_u64(), drafted > 0), (Some(8), k != "0"), "{json}");
+    }
+}

@@ -55,11 +55,12 @@ fn sample_problem(rows: usize, live: usize, name: &str, params: SampleRow) -> Pr
     m.finish()
 }
 
-/// Sets of about a third of the tokens, another one per row; beyond the vocabulary every bit is set.
+/// Sets of about a third of the tokens; beyond the vocabulary every bit is set. The last row's comes first: rows
+/// name masks in another order than their own, and what a row gets does not depend on how many there are.
 fn masks(rows: usize, words: usize) -> Vec<u32> {
     let bit = |row: usize, token: usize| noise(5, "mask", row, token) > 0.3;
     let word = |row: usize, w: usize| (0..32).map(|b| u32::from(bit(row, 32 * w + b)) << b).sum();
-    let mut masks: Vec<u32> = (0..rows * words).map(|i| word(i / words, i % words)).collect();
+    let mut masks: Vec<u32> = (0..rows * words).map(|i| word(rows - 1 - i / words, i % words)).collect();
     masks.chunks_mut(words).for_each(|row| row[words - 1] |= 0xffff_0000);
     masks
 }
@@ -67,9 +68,8 @@ fn masks(rows: usize, words: usize) -> Vec<u32> {
 /// Parameters and logits whose choice does not hang on the last bits, so that f32 and f64 must agree.
 /// Row 5 carries a NaN and row 6 an infinity: faults of one row only.
 fn stable_row(row: usize, vocab: usize, params: SampleRow, list: &[Adjust], masks: &[u32]) -> (SampleRow, Vec<f32>) {
-    // Rows share masks, and not in their own order.
     let words = vocab.div_ceil(32);
-    let which = if params.mask == 0 { 0 } else { 1 + (row * 7 % (masks.len() / words)) as u32 };
+    let which = if params.mask == 0 { 0 } else { (masks.len() / words - row) as u32 };
     let mask = which.checked_sub(1).map(|m| &masks[m as usize * words..][..words]);
     let params = SampleRow { mask: which, ..params };
     let logits = |attempt: usize| -> Vec<f32> {

@@ -1,0 +1,131 @@
+//! The scheduler's part in guessing: how many guesses each sequence gets, and what became of them.
+
+use std::collections::HashMap;
+
+use super::{DraftPolicy, Sequence};
+use crate::request::SeqId;
+use crate::spec::{Candidate, DraftLength, LengthOptions, Rates, Source, SpecReport};
+use crate::step::{Opening, Settled, StepPlan};
+
+/// What is known of one sequence.
+#[derive(Default)]
+struct Known {
+    rates: Rates,
+    /// Who guessed for it last: who will probably guess next.
+    source: Source,
+    /// Whether it thought when the step in flight was planned.
+    thinking: bool,
+    report: SpecReport,
+}
+
+/// Guessing, as the scheduler sees it.
+pub(super) struct Drafting {
+    policy: DraftPolicy,
+    usual: Source,
+    length: DraftLength,
+    known: HashMap<SeqId, Known>,
+    /// Of the step in flight: rows without guesses, sequences that choose, tokens cached.
+    rows: usize,
+    choosing: usize,
+    context: usize,
+    total: SpecReport,
+}
+
+impl Drafting {
+    pub fn new(policy: DraftPolicy, usual: Source) -> Self {
+        let length = match policy {
+            DraftPolicy::Auto(length) => length,
+            DraftPolicy::Off | DraftPolicy::Fixed(_) => LengthOptions::default(),
+        };
+        let length = DraftLength::new(length);
+        let (known, total) = (HashMap::new(), SpecReport::default());
+        Self { policy, usual, length, known, rows: 0, choosing: 0, context: 0, total }
+    }
+
+    /// From the next plan on; sequences in flight that no drafter follows stay without guesses.
+    pub fn set_policy(&mut self, policy: DraftPolicy) {
+        self.policy = policy;
+    }
+
+    /// Guesses for the sequences of the plan that choose a token, at most `budget` rows of them and `logit_rows`
+    /// rows that choose; what drafters must know of those that start.
+    pub fn plan(&mut self, plan: &mut StepPlan, seqs: &HashMap<SeqId, Sequence>, budget: usize, logit_rows: usize) {
+        self.known.retain(|seq, _| !plan.released.contains(seq));
+        self.rows = plan.seqs.iter().map(|s| s.tokens.len()).sum();
+        self.context = plan.seqs.iter().map(|s| s.start).sum();
+        let choosing: Vec<usize> = (0..plan.seqs.len()).filter(|i| plan.seqs[*i].sample.is_some()).collect();
+        self.choosing = choosing.len();
+        for i in &choosing {
+            let seq = plan.seqs[*i].seq;
+            let usual = self.usual;
+            let known = self.known.entry(seq).or_insert_with(|| Known { source: usual, ..Known::default() });
+            known.thinking = seqs[&seq].is_thinking();
+        }
+        if self.policy == DraftPolicy::Off {
+            return;
+        }
+        for share in plan.seqs.iter().filter(|s| s.start == 0) {
+            let seq = &seqs[&share.seq];
+            let (log, tenant) = (seq.tokens.clone(), seq.tenant.clone());
+            plan.openings.push(Opening { seq: seq.id, log, prompt_len: seq.prompt_len, tenant });
+        }
+        // The token after the guesses comes for free: a guess beyond what may be chosen is in vain.
+        let useful = |i: usize| seqs[&plan.seqs[i].seq].free_tokens().saturating_sub(1);
+        let lengths = match self.policy {
+            DraftPolicy::Fixed(k) => vec![k; choosing.len()],
+            _ => {
+                let candidates: Vec<Candidate<'_>> = choosing
+                    .iter()
+                    .map(|i| {
+                        let known = &self.known[&plan.seqs[*i].seq];
+                        let (rates, thinking, source) = (&known.rates, known.thinking, known.source);
+                        Candidate { rates, thinking, source, most: useful(*i) }
+                    })
+                    .collect();
+                self.length.choose(&candidates, self.rows - choosing.len(), self.context)
+            }
+        };
+        let mut left = budget.min(logit_rows.saturating_sub(choosing.len()));
+        let lengths: Vec<usize> = choosing.iter().zip(lengths).map(|(i, length)| length.min(useful(*i))).collect();
+        for (i, length) in choosing.into_iter().zip(lengths) {
+            plan.seqs[i].max_drafts = length.min(left);
+            left -= plan.seqs[i].max_drafts;
+        }
+    }
+
+    /// Learns from a step how long steps take and which guesses were right.
+    pub fn observe(&mut self, settled: &Settled) {
+        let us = |time: std::time::Duration| time.as_secs_f64() * 1e6;
+        let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
+        let step = settled.took.saturating_sub(settled.draft_time).max(settled.device_time);
+        self.length.observe_step(self.rows + drafted, self.context, us(step));
+        if settled.passes > 0 {
+            let seqs = settled.seqs.iter().filter(|s| s.source == Source::Model).count();
+            self.length.observe_draft(seqs, settled.passes, us(settled.draft_time));
+        }
+        let (draft_us, verify_us) = (us(settled.draft_time) as u64, us(settled.device_time) as u64);
+        self.total.took(draft_us, verify_us);
+        for result in &settled.seqs {
+            let chosen = result.chosen.as_ref().map_or(0, Vec::len);
+            let Some(known) = self.known.get_mut(&result.seq).filter(|_| chosen > 0) else { continue };
+            known.report.took(draft_us, verify_us);
+            for report in [&mut known.report, &mut self.total] {
+                report.pass(known.thinking, result.source, result.drafted, chosen);
+            }
+            if result.drafted > 0 {
+                known.source = result.source;
+                let (thinking, accepted) = (known.thinking, chosen - 1);
+                self.length.observe_guesses(&mut known.rates, thinking, result.source, result.drafted, accepted);
+            }
+        }
+    }
+
+    /// What guessing did for one answer.
+    pub fn report(&self, seq: SeqId) -> SpecReport {
+        self.known.get(&seq).map(|k| k.report.clone()).unwrap_or_default()
+    }
+    /// What guessing did for all.
+    pub fn total(&self) -> &SpecReport {
+        &self.total
+    }
+}

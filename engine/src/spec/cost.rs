@@ -1,0 +1,92 @@
+//! Measured times of steps as tables: learnt online, linear between what was seen.
+
+use std::collections::BTreeMap;
+
+/// Mean times in microseconds by a count (rows of a step, passes of a draft), decayed.
+#[derive(Clone, Debug, Default)]
+pub struct CostTable {
+    by_count: BTreeMap<usize, f64>,
+}
+
+impl CostTable {
+    /// Something with this count took `us`; `decay` is the weight of the observation.
+    pub fn observe(&mut self, count: usize, us: f64, decay: f64) {
+        let mean = self.by_count.entry(count).or_insert(us);
+        // A step that was disturbed (a busy machine, a first compilation) is an outlier upwards; one that is
+        // much faster than the first says that the first was disturbed.
+        let decay = if us < 0.7 * *mean { 0.5 } else { decay };
+        *mean += decay * (us.min(2.0 * *mean) - *mean);
+    }
+    /// Whether this very count was seen.
+    pub fn knows(&self, count: usize) -> bool {
+        self.by_count.contains_key(&count)
+    }
+    /// Whether nothing was seen.
+    pub fn is_empty(&self) -> bool {
+        self.by_count.is_empty()
+    }
+    /// The expected time. Before anything is known it is 1, whatever the count: so the first guesses are tried.
+    pub fn at(&self, count: usize) -> f64 {
+        let below = self.by_count.range(..=count).next_back();
+        let above = self.by_count.range(count..).next();
+        match (below, above) {
+            (Some((c0, t0)), Some((c1, t1))) if c0 != c1 => t0 + (t1 - t0) * (count - c0) as f64 / (c1 - c0) as f64,
+            (Some((_, t)), Some(_)) | (None, Some((_, t))) => *t,
+            (Some((c0, t0)), None) => {
+                // Beyond what was seen: the last slope, at least flat.
+                let slope = self.by_count.range(..c0).next_back().map_or(0.0, |(c, t)| (t0 - t) / (c0 - c) as f64);
+                t0 + slope.max(0.0) * (count - c0) as f64
+            }
+            (None, None) => 1.0,
+        }
+    }
+}
+
+/// Tables by a size that grows slowly (context, sequences), one per power of two. A size that is new begins
+/// with what its neighbour has learnt.
+#[derive(Clone, Debug, Default)]
+pub struct CostTables {
+    by_size: BTreeMap<u32, CostTable>,
+}
+
+impl CostTables {
+    fn key(size: usize) -> u32 {
+        usize::BITS - size.leading_zeros()
+    }
+    /// The table of that size, made if it is missing.
+    pub fn table(&mut self, size: usize) -> &mut CostTable {
+        let key = Self::key(size);
+        if !self.by_size.contains_key(&key) {
+            let nearest = self.by_size.iter().min_by_key(|(k, _)| k.abs_diff(key));
+            let start = nearest.map(|(_, table)| table.clone()).unwrap_or_default();
+            self.by_size.insert(key, start);
+        }
+        self.by_size.get_mut(&key).expect("made above")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn between_and_beyond_what_was_seen() {
+        let mut table = CostTable::default();
+        assert_eq!(table.at(7), 1.0);
+        table.observe(2, 100.0, 0.1);
+        table.observe(6, 140.0, 0.1);
+        assert_eq!([1, 2, 4, 6, 8].map(|c| table.at(c)), [100.0, 100.0, 120.0, 140.0, 160.0]);
+        table.observe(2, 1e6, 0.1);
+        assert!(table.at(2) < 111.0, "an outlier counts little");
+        assert!(table.knows(6) && !table.knows(4));
+    }
+
+    #[test]
+    fn a_new_size_begins_where_its_neighbour_is() {
+        let mut tables = CostTables::default();
+        tables.table(100).observe(1, 50.0, 0.1);
+        assert_eq!(tables.table(4000).at(1), 50.0);
+        tables.table(4000).observe(1, 90.0, 0.5);
+        assert_eq!((tables.table(120).at(1), tables.table(4095).at(1)), (50.0, 70.0));
+    }
+}
