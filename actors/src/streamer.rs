@@ -25,6 +25,8 @@ pub struct Update {
     pub reasoning: String,
     /// Whole characters of the answer.
     pub text: String,
+    /// Whole characters of tool calls, the call's markers included unless they are control tokens.
+    pub tool_call: String,
     /// The end of this answer, once.
     pub finish: Option<Finished>,
 }
@@ -53,13 +55,14 @@ impl Streamer {
 
     fn deliver_one(&mut self, event: Event) {
         let Some((answer, sink)) = self.answers.get_mut(&event.seq) else { return };
-        let (mut reasoning, mut text) = (String::new(), String::new());
+        let (mut reasoning, mut text, mut tool_call) = (String::new(), String::new(), String::new());
         let mut tokens = event.tokens.iter();
         for span in &event.spans {
             let more: String = tokens.by_ref().take(span.len).map(|t| answer.detokenizer.push(*t)).collect();
             match span.label {
                 Label::Reasoning => reasoning += &more,
-                Label::Content | Label::ToolCall => text += &more,
+                Label::Content => text += &more,
+                Label::ToolCall => tool_call += &more,
                 Label::Marker => {}
             }
         }
@@ -72,7 +75,7 @@ impl Streamer {
             shown += &answer.stop.finish();
         }
         let (choice, tokens, finish) = (event.seq.choice, event.tokens, event.finish);
-        let update = Update { choice, tokens, reasoning, text: shown, finish };
+        let update = Update { choice, tokens, reasoning, text: shown, tool_call, finish };
         // A client that is gone is found below, with all the others.
         let _ = sink.send(update);
         if ended {

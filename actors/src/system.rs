@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
+use ponder_engine::grammar::GrammarSource;
 use ponder_engine::kv::BlockPool;
 use ponder_engine::reason::Thinking;
 use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
@@ -52,6 +53,8 @@ pub struct Submission {
     pub eos: Vec<u32>,
     /// How it thinks; `None`: all it says is the answer.
     pub thinking: Option<Arc<Thinking>>,
+    /// What its answers keep to.
+    pub grammar: Option<GrammarSource>,
     /// Whose it is; what one tenant's answers say serves as guesses for nobody else.
     pub tenant: Arc<str>,
 }
@@ -97,7 +100,7 @@ impl Handle {
     /// Takes a request or says why not.
     pub async fn submit(&self, submission: Submission) -> Result<Generation> {
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let Submission { prompt, params, eos, thinking, tenant } = submission;
+        let Submission { prompt, params, eos, thinking, grammar, tenant } = submission;
         let (sink, updates) = mpsc::unbounded_channel();
         let (choices, stop) = (params.n, params.stop.clone());
         let stop_text = if stop.is_empty() { 0 } else { choices };
@@ -107,7 +110,7 @@ impl Handle {
         let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
         // The streamer first: no token may come before its listener.
         self.streamer.call(Listen { request: id, choices, stop, sink }).await.map_err(closed)?;
-        let request = Request { id, prompt, params, eos, thinking, tenant };
+        let request = Request { id, prompt, params, eos, thinking, grammar, tenant };
         let submit = Submit { request, stop_text, now: self.tracer.now() };
         if let Err(refused) = self.star.scheduler.call(submit).await.map_err(closed)? {
             self.streamer.call(Forget { request: id }).await.map_err(closed)?;

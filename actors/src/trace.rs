@@ -135,6 +135,14 @@ impl Tracer {
     pub fn listen(&self, on: bool) {
         self.listening.store(on, Ordering::Relaxed);
     }
+    /// Whether it records.
+    pub fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Relaxed)
+    }
+    /// Forgets what it recorded.
+    pub fn clear(&self) {
+        self.records.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
+    }
     /// Time since the system started.
     pub fn now(&self) -> Duration {
         self.start.elapsed()

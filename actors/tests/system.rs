@@ -101,7 +101,7 @@ fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<Atomic
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {
     let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
-    Submission { prompt: prompt.to_vec(), params, eos: vec![0], thinking: None, tenant: "".into() }
+    Submission { prompt: prompt.to_vec(), params, eos: vec![0], thinking: None, grammar: None, tenant: "".into() }
 }
 
 fn submit(system: &System, submission: Submission) -> Generation {

@@ -10,7 +10,7 @@ const u32 SAMPLE_THREADS = 512, ERROR_TOKEN = 0xFFFFFFFFu, SEEN = 0x80000000u;
 /// engine::op::SampleRow.
 struct SampleRow {
     float temperature, top_p, min_p, repetition, presence, frequency;
-    u32 top_k, seed_lo, seed_hi, choice, position, unused;
+    u32 top_k, seed_lo, seed_hi, choice, position, mask;
 };
 /// engine::op::Adjust.
 struct Adjust {
@@ -112,7 +112,7 @@ DEVICE u32 threshold(const float* z, u32 vocab, u64 limit, Weigh weigh) {
 }
 
 /// grid (logit rows).
-KERNEL(SAMPLE_THREADS) sample(const u32* live, float* logits, const SampleRow* params, const u32* offsets, const Adjust* adjust, u32* out, u32 vocab) {
+KERNEL(SAMPLE_THREADS) sample(const u32* live, float* logits, const SampleRow* params, const u32* offsets, const Adjust* adjust, const u32* masks, u32* out, u32 vocab) {
     SHARED(u32, faults, 1);
     SHARED(u64, mass, 1);
     wait_for_previous();
@@ -129,6 +129,7 @@ KERNEL(SAMPLE_THREADS) sample(const u32* live, float* logits, const SampleRow* p
     for (u32 i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
         float v = z[i];
         fault = fault || !(v < -minus_infinity()); // NaN or +infinity
+        if (row.mask && !(masks[(u64)(row.mask - 1) * ((vocab + 31) / 32) + i / 32] >> (i % 32) & 1)) z[i] = v = minus_infinity();
         if (row.temperature != 0.0f) z[i] = v = v / row.temperature;
         best.take(v, i);
     }

@@ -377,7 +377,8 @@ impl Recorder<'_> {
     fn sample(&mut self, o: &Sample) {
         let vocab = self.shape(o.logits)[1];
         let args = Args::default().ptr(self.live()).ptr(self.at(o.logits)).ptr(self.at(o.params));
-        let args = args.ptr(self.at(o.offsets)).ptr(self.at(o.adjust)).ptr(self.at(o.out)).u32(vocab);
+        let args =
+            args.ptr(self.at(o.offsets)).ptr(self.at(o.adjust)).ptr(self.at(o.masks)).ptr(self.at(o.out)).u32(vocab);
         self.push("sample", "", "sample".into(), [self.program.logit_rows, 1, 1], 512, args);
     }
 }

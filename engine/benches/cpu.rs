@@ -123,8 +123,9 @@ fn record(format: Format) -> Program {
     p.push(AddRmsNorm { residual, delta, weight: norm, out: x, eps: 1e-5 });
     p.push(GatherRows { x, index, out: last });
     p.push(Linear { x: last, w: table, bias: None, out: logits, space: RowSpace::Logits });
+    let masks = p.slot("masks", Role::Input, Elem::U32, &[16, VOCAB.div_ceil(32)]);
     let out = p.slot("sampled", Role::Output, Elem::U32, &[16]);
-    p.push(Sample { logits, params, offsets, adjust, out });
+    p.push(Sample { logits, params, offsets, adjust, masks, out });
     p
 }
 

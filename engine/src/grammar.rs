@@ -17,6 +17,8 @@ pub trait Grammar: Send {
     /// # Errors
     /// If the grammar got too large to be followed.
     fn mask(&mut self) -> Result<TokenMask, String>;
+    /// Words of a mask.
+    fn words(&self) -> usize;
     /// Takes the next token; false, and nothing taken, if it may not come.
     fn push(&mut self, token: u32) -> bool;
     /// Takes back the last tokens.
@@ -79,18 +81,20 @@ impl Guide {
     }
 
     /// The masks of the next place and of those behind each guess, as far as the guesses may come; a place behind
-    /// a guess that may not come has none, and its choice never counts. An empty mask: the grammar failed.
+    /// a guess that may not come has none, and its choice never counts. A grammar that fails allows nothing.
     pub fn along(&self, guesses: &[u32]) -> Vec<Option<TokenMask>> {
         let mut grammar = self.grammar();
         let mut taken = 0;
-        let mut masks = vec![Some(with(grammar.mask().unwrap_or_else(|_| Arc::new([])), &self.also))];
+        let nothing: TokenMask = vec![0; grammar.words()].into();
+        let first = grammar.mask().map_or_else(|_| nothing.clone(), |mask| with(mask, &self.also));
+        let mut masks = vec![Some(first)];
         for guess in guesses {
             if masks.len() > taken + 1 || !grammar.push(*guess) {
                 masks.push(None);
                 continue;
             }
             taken += 1;
-            masks.push(Some(grammar.mask().unwrap_or_else(|_| Arc::new([]))));
+            masks.push(Some(grammar.mask().unwrap_or_else(|_| nothing.clone())));
         }
         grammar.rollback(taken);
         masks
@@ -99,7 +103,7 @@ impl Guide {
 
 /// A mask with more tokens.
 fn with(mask: TokenMask, also: &[u32]) -> TokenMask {
-    if also.is_empty() || mask.is_empty() {
+    if also.is_empty() {
         return mask;
     }
     let mut mask = mask.to_vec();
@@ -139,6 +143,9 @@ pub(crate) mod tests {
             let next = self.text.get(self.at).copied().unwrap_or(self.end);
             Ok(with(Arc::new([0; 8]), &[next]))
         }
+        fn words(&self) -> usize {
+            8
+        }
         fn push(&mut self, token: u32) -> bool {
             let fits = self.text.get(self.at) == Some(&token);
             self.at += usize::from(fits);
@@ -166,10 +173,9 @@ pub(crate) mod tests {
         assert_eq!(along(&[3, 7, 5]), [Some(vec![3]), Some(vec![40]), None, None]);
         assert_eq!(along(&[]), [Some(vec![3])], "nothing was taken");
         assert!(guide.push(3) && !guide.push(3));
-        assert_eq!(guide.or(&[8]).along(&[40, 5]).iter().map(allowed).collect::<Vec<_>>(), [
-            Some(vec![8, 40]),
-            Some(vec![5]),
-            Some(vec![9])
-        ]);
+        assert_eq!(
+            guide.or(&[8]).along(&[40, 5]).iter().map(allowed).collect::<Vec<_>>(),
+            [Some(vec![8, 40]), Some(vec![5]), Some(vec![9])]
+        );
     }
 }

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod error;
 pub mod format;
+pub mod grammar;
 pub mod kv;
 pub mod model;
 pub mod op;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::grammar::GrammarSource;
 use crate::op::SampleRow;
 use crate::reason::{Effort, Thinking, budget_of};
 
@@ -154,7 +155,7 @@ impl SamplingParams {
             seed_hi: (self.seed >> 32) as u32,
             choice: choice.into(),
             position: position as u32,
-            pad: 0,
+            mask: 0,
         }
     }
 }
@@ -172,6 +173,8 @@ pub struct Request {
     pub eos: Vec<u32>,
     /// How it thinks; `None`: all it says is the answer.
     pub thinking: Option<Arc<Thinking>>,
+    /// What its answers keep to; thinking is free.
+    pub grammar: Option<GrammarSource>,
     /// Whose it is; what one tenant's answers say serves as guesses for nobody else.
     pub tenant: Arc<str>,
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::grammar::Guide;
 use crate::op::{Adjust, SampleRow};
 use crate::request::SeqId;
 use crate::spec::Source;
@@ -64,6 +65,8 @@ pub struct SamplePlan {
     pub params: SampleRow,
     /// Penalties and biases.
     pub adjust: Vec<Adjust>,
+    /// What the answer keeps to, if it does here.
+    pub guide: Option<Guide>,
 }
 
 /// Where it lives.

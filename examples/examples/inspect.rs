@@ -20,7 +20,7 @@ impl WithBackend for Look {
         let batch = Batch {
             rows: tokens.iter().zip(0..).map(|(t, p)| Row { token: *t, position: p, seq: 0 }).collect(),
             block_tables: vec![(0..tokens.len().div_ceil(16) as u32).collect()],
-            logit_rows: vec![LogitRow { row: last as u32, params, adjust: Vec::new() }],
+            logit_rows: vec![LogitRow { row: last as u32, params, adjust: Vec::new(), mask: None }],
             want_logits: true,
         };
         for (slot, values) in runner.inspect(&batch, &["residual", "normed", "attended"])? {

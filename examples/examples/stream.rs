@@ -16,6 +16,7 @@ fn main() -> anyhow::Result<()> {
         match update {
             Update::Thinking(text) => eprint!("{text}"),
             Update::Answer(text) => print!("{text}"),
+            Update::ToolCall(_) => {} // none without tools in the request
             Update::Done(end) => println!("\n[{}, {} tokens]", end.finish_reason(), end.completion_tokens),
         }
         std::io::stdout().flush()?;

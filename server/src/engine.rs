@@ -74,8 +74,8 @@ impl Engine {
         params.validate(self.config.vocab)?;
         let n = usize::from(params.n);
         let eos = self.generation.eos.clone();
-        let submission =
-            Submission { prompt: prompt.tokens, params, eos, thinking: prompt.thinking, tenant: "".into() };
+        let Rendered { tokens, thinking, grammar } = prompt;
+        let submission = Submission { prompt: tokens, params, eos, thinking, grammar, tenant: "".into() };
         Ok(Choices::new(self.system.handle().submit(submission).await?, started, n))
     }
 

@@ -16,6 +16,8 @@ pub enum Update {
     Thinking(String),
     /// More of the answer.
     Answer(String),
+    /// More of a tool call, where the request has tools.
+    ToolCall(String),
     /// The end, once.
     Done(Box<Completion>),
 }
@@ -25,6 +27,8 @@ pub enum Update {
 pub struct Completion {
     /// The answer.
     pub text: String,
+    /// The tool calls as the model wrote them; empty where there were none.
+    pub tool_calls: String,
     /// The thinking before it; empty where there was none.
     pub reasoning: String,
     /// Tokens of the prompt.
@@ -108,6 +112,7 @@ struct Answer {
     first: Option<Duration>,
     first_answer: Option<Duration>,
     text: String,
+    tool_calls: String,
     reasoning: String,
     token_ids: Vec<u32>,
 }
@@ -158,6 +163,11 @@ impl Choices {
             answer.text.push_str(&update.text);
             self.ready.push_back((choice, Update::Answer(update.text)));
         }
+        if !update.tool_call.is_empty() {
+            answer.first_answer.get_or_insert(now);
+            answer.tool_calls.push_str(&update.tool_call);
+            self.ready.push_back((choice, Update::ToolCall(update.tool_call)));
+        }
         if let Some(finished) = update.finish {
             let answer = std::mem::take(answer);
             self.ready.push_back((choice, Update::Done(Box::new(answer.completion(finished, now)))));
@@ -175,6 +185,7 @@ impl Answer {
         timings.first_answer_ms = self.first_answer.map(|t| t.as_secs_f64() * 1e3);
         Completion {
             text: self.text,
+            tool_calls: self.tool_calls,
             reasoning: self.reasoning,
             prompt_tokens: prompt,
             cached_tokens: 0,
@@ -216,7 +227,7 @@ impl Generation {
     pub fn complete(mut self) -> Result<Completion> {
         let done = self.find_map(|update| match update {
             Update::Done(completion) => Some(*completion),
-            Update::Thinking(_) | Update::Answer(_) => None,
+            _ => None,
         });
         let failed = |reason: &str| Error::Device { device: "engine".into(), what: DeviceFault::Lost(reason.into()) };
         match done {

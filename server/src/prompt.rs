@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use ponder_engine::checkpoint::Checkpoint;
+use ponder_engine::grammar::GrammarSource;
 use ponder_engine::reason::{MarkerTexts, Markers, Thinking};
 use ponder_engine::request::SamplingParams;
 use ponder_engine::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
@@ -41,6 +42,8 @@ pub struct Rendered {
     pub tokens: Vec<u32>,
     /// How its answer thinks; `None`: all of it is the answer.
     pub thinking: Option<Arc<Thinking>>,
+    /// What its answers keep to; `None`, as the prompter makes it: nothing.
+    pub grammar: Option<GrammarSource>,
 }
 
 /// Turns prompts into tokens.
@@ -73,6 +76,16 @@ impl Prompter {
         &self.tokenizer
     }
 
+    /// Whether the model has markers of its own for tool calls.
+    pub fn marks_calls(&self) -> bool {
+        self.markers.as_ref().is_some_and(|m| m.texts().tool_open.is_some())
+    }
+
+    /// Whether the chat template tells the model of tools.
+    pub fn knows_tools(&self) -> bool {
+        self.template.as_ref().is_some_and(|t| t.source().contains("tools"))
+    }
+
     /// The tokens of plain text, after BOS where the model begins texts with it.
     ///
     /// # Errors
@@ -95,7 +108,7 @@ impl Prompter {
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Chat(messages, options) => return self.chat(messages, options),
         };
-        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None }) }
+        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None, grammar: None }) }
     }
 
     /// The same for a request: its effort may add a sentence to the system prompt, switch the thinking off, or
@@ -137,6 +150,6 @@ impl Prompter {
         let pieces = template.render(messages, options)?;
         let tokens = self.tokenizer.encode_pieces(&pieces)?;
         let thinking = self.markers.as_ref().map(|m| Arc::new(Thinking::new(m.clone(), m.start_of(&pieces))));
-        Ok(Rendered { tokens, thinking })
+        Ok(Rendered { tokens, thinking, grammar: None })
     }
 }

@@ -46,7 +46,7 @@ pub fn score<B: Backend>(
 }
 
 fn greedy(row: usize, position: usize) -> LogitRow {
-    LogitRow { row: row as u32, params: SamplingParams::default().row(0, position + 1), adjust: Vec::new() }
+    LogitRow { row: row as u32, params: SamplingParams::default().row(0, position + 1), adjust: Vec::new(), mask: None }
 }
 
 /// Natural logarithm of the probability that `logits` give to `token`, summed in f64.

@@ -115,7 +115,8 @@ fn model(rows: usize, logit_rows: usize, kv: KvFormat) -> Program {
     p.push(op::AddRmsNorm { residual, delta, weight, out: normed, eps });
     p.push(op::GatherRows { x: normed, index, out: picked });
     p.push(op::Linear { x: picked, w: table, bias: None, out: logits, space: RowSpace::Logits });
-    p.push(op::Sample { logits, params, offsets, adjust, out });
+    let masks = p.slot("masks", Role::Input, Elem::U32, &[logit_rows, VOCAB.div_ceil(32)]);
+    p.push(op::Sample { logits, params, offsets, adjust, masks, out });
     p
 }
 

@@ -385,9 +385,10 @@ impl Planner<'_> {
             ("params", self.plain(o.params)?),
             ("offsets", self.plain(o.offsets)?),
             ("changes", self.plain(o.adjust)?),
+            ("masks", self.plain(o.masks)?),
             ("out", self.plain(o.out)?),
         ];
-        let dims = vec![("vocab", self.width(o.logits) as u32)];
+        let dims = vec![("vocab", self.width(o.logits) as u32), ("lowest", f32::NEG_INFINITY.to_bits())];
         self.push(variants::sample(self.profile), dims, buffers, [1, self.program.logit_rows, 1])
     }
 

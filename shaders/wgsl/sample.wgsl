@@ -1,13 +1,14 @@
 // One token id per row of logits: adjustments, filters by value, Gumbel maximum. A workgroup serves a row,
 // so that a row's result depends on nothing else; every sum has one order.
-struct Dims { vocab: u32 }
+struct Dims { vocab: u32, lowest: u32 } // the bits of minus infinity, which no shader may spell
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]
 @group(0) @binding(2) var<storage, read_write> logits: array<f32>; // [logit_rows, vocab]; overwritten
 @group(0) @binding(3) var<storage, read> params: array<u32>; // [logit_rows, 12]
 @group(0) @binding(4) var<storage, read> offsets: array<u32>; // [logit_rows + 1]
 @group(0) @binding(5) var<storage, read> changes: array<u32>; // [capacity, 3] of (token, count, bias)
-@group(0) @binding(6) var<storage, read_write> out: array<u32>; // [logit_rows]
+@group(0) @binding(6) var<storage, read> masks: array<u32>; // [logit_rows, ceil(vocab / 32)], a bit per token
+@group(0) @binding(7) var<storage, read_write> out: array<u32>; // [logit_rows]
 
 const LOWEST: f32 = -3.4028234e38;
 const ERROR_TOKEN: u32 = 0xffffffffu;
@@ -160,10 +161,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     var best = LOWEST;
     var at = ERROR_TOKEN;
     var fault = false;
+    let mask = params[row * 12u + 11u];
     for (var i = lane; i < dims.vocab; i += $LANESu) {
-        let z = logits[base + i];
+        var z = logits[base + i];
+        fault = fault || is_fault(bitcast<u32>(z));
+        if (mask > 0u && ((masks[(mask - 1u) * ((dims.vocab + 31u) / 32u) + i / 32u] >> (i % 32u)) & 1u) == 0u) {
+            z = bitcast<f32>(dims.lowest);
+            logits[base + i] = z;
+        }
         let bits = bitcast<u32>(z);
-        fault = fault || is_fault(bits);
         if (!is_lowest(bits) && (z > best || at == ERROR_TOKEN)) {
             best = z;
             at = i;

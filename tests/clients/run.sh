@@ -24,7 +24,7 @@ if ! cmp -s tests/clients/requirements.txt "$venv/installed.txt"; then
 fi
 
 scratch=$(mktemp -d)
-"$program" serve --backend cpu --port 0 --json --served-model-name m --max-model-len 1024 --api-key test-key \
+"$program" serve --backend cpu --threads 1 --port 0 --json --served-model-name m --max-model-len 1024 --api-key test-key \
     >"$scratch/address" 2>"$scratch/log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; rm -rf "$scratch"' EXIT

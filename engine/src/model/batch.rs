@@ -1,5 +1,7 @@
 //! The facts of one step, as the host states them: what the input slots of a program are filled from.
 
+use std::sync::Arc;
+
 use crate::op::{Adjust, SampleRow};
 
 /// One token to process.
@@ -22,6 +24,8 @@ pub struct LogitRow {
     pub params: SampleRow,
     /// Penalties and biases, each token once.
     pub adjust: Vec<Adjust>,
+    /// Tokens to choose from, a bit each; all of them if `None`. `params.mask` is the runner's to fill.
+    pub mask: Option<Arc<[u32]>>,
 }
 
 /// A ragged batch: prefill chunks, single decodes and rows to verify, mixed.

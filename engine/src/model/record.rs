@@ -47,6 +47,7 @@ pub mod names {
     pub const SAMPLE_PARAMS: &str = "sample.params";
     pub const SAMPLE_OFFSETS: &str = "sample.offsets";
     pub const SAMPLE_ADJUST: &str = "sample.adjust";
+    pub const SAMPLE_MASKS: &str = "sample.masks";
     pub const SAMPLED: &str = "sampled";
     pub const LOGITS: &str = "logits";
 }
@@ -230,12 +231,13 @@ impl Recorder<'_> {
         let params = self.input(names::SAMPLE_PARAMS, Elem::U32, &[rows, size_of::<SampleRow>() / 4]);
         let offsets = self.input(names::SAMPLE_OFFSETS, Elem::U32, &[rows + 1]);
         let adjust = self.input(names::SAMPLE_ADJUST, Elem::U32, &[capacity.adjust, 3]);
+        let masks = self.input(names::SAMPLE_MASKS, Elem::U32, &[rows, c.vocab.div_ceil(32)]);
         let gathered = self.program.scratch("gathered", &[rows, c.hidden]);
         self.program.push(GatherRows { x: s.normed, index, out: gathered });
         let w = if c.tied { embed } else { self.weight(WeightId::Output) };
         let logits = self.program.slot(names::LOGITS, Role::Output, Elem::F32, &[rows, c.vocab]);
         self.program.push(Linear { x: gathered, w, bias: None, out: logits, space: RowSpace::Logits });
         let out = self.program.slot(names::SAMPLED, Role::Output, Elem::U32, &[rows]);
-        self.program.push(Sample { logits, params, offsets, adjust, out });
+        self.program.push(Sample { logits, params, offsets, adjust, masks, out });
     }
 }

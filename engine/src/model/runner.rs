@@ -11,6 +11,7 @@ use crate::backend::{Backend, Bound, DeviceInfo};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::op::SampleRow;
 use crate::op::lower::lower;
 use crate::program::{Program, Role, SlotDecl};
 
@@ -236,13 +237,20 @@ impl<B: Backend> ModelRunner<B> {
     fn write_sampling(&mut self, batch: &Batch) -> Result<()> {
         let rows = &batch.logit_rows;
         let mut offsets = vec![0u32];
-        let mut adjust = Vec::new();
+        let (mut adjust, mut params, mut masks) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
             adjust.extend_from_slice(&row.adjust);
             offsets.push(adjust.len() as u32);
+            masks.extend(row.mask.as_deref());
+            params.push(SampleRow { mask: row.mask.as_ref().map_or(0, |_| masks.len() as u32), ..row.params });
         }
+        let words = self.config.vocab.div_ceil(32);
+        assert!(masks.iter().all(|m| m.len() == words), "a mask has a bit for every token");
         self.write(names::LOGIT_ROWS, &rows.iter().map(|r| r.row).collect::<Vec<_>>())?;
-        self.write(names::SAMPLE_PARAMS, &rows.iter().map(|r| r.params).collect::<Vec<_>>())?;
+        self.write(names::SAMPLE_PARAMS, &params)?;
+        if !masks.is_empty() {
+            self.write(names::SAMPLE_MASKS, &masks.concat())?;
+        }
         self.write(names::SAMPLE_OFFSETS, &offsets)?;
         self.write(names::SAMPLE_ADJUST, &adjust)
     }

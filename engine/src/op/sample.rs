@@ -28,6 +28,9 @@ pub struct Sample {
     pub offsets: Slot,
     /// [`Adjust`]s as `u32 [capacity, 3]`, each token at most once per row.
     pub adjust: Slot,
+    /// `u32 [logit_rows, ceil(vocab / 32)]`: sets of tokens, a bit each, the lowest first. A row that names one
+    /// ([`SampleRow::mask`]) chooses from it alone; NaN and infinity are faults outside it too.
+    pub masks: Slot,
     /// `u32 [logit_rows]`: the chosen ids, or [`ERROR_TOKEN`].
     pub out: Slot,
 }
@@ -58,14 +61,14 @@ pub struct SampleRow {
     pub choice: u32,
     /// Position of the token being chosen, below 2^24.
     pub position: u32,
-    /// Zero; keeps rows at 48 bytes.
-    pub pad: u32,
+    /// 0: any token; else one more than the row of `masks` that holds the tokens to choose from.
+    pub mask: u32,
 }
 
 impl Default for SampleRow {
     fn default() -> Self {
         let (temperature, top_p, min_p, repetition, presence, frequency) = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0);
-        let (top_k, seed_lo, seed_hi, choice, position, pad) = (0, 0, 0, 0, 0, 0);
+        let (top_k, seed_lo, seed_hi, choice, position, mask) = (0, 0, 0, 0, 0, 0);
         Self {
             temperature,
             top_p,
@@ -78,7 +81,7 @@ impl Default for SampleRow {
             seed_hi,
             choice,
             position,
-            pad,
+            mask,
         }
     }
 }
@@ -166,11 +169,22 @@ fn kept(z: &[f64], row: &SampleRow) -> Vec<bool> {
     keep
 }
 
-/// The meaning of sampling, for one row.
-pub(crate) fn sample_row(logits: &[f64], row: &SampleRow, list: &[Adjust]) -> u32 {
+/// Whether a mask allows a token.
+pub fn allows(mask: &[u32], token: usize) -> bool {
+    mask[token / 32] >> (token % 32) & 1 == 1
+}
+
+/// The meaning of sampling, for one row and the mask that it names, if it does.
+pub(crate) fn sample_row(logits: &[f64], row: &SampleRow, list: &[Adjust], mask: Option<&[u32]>) -> u32 {
     let mut z = logits.to_vec();
     adjust(&mut z, row, list);
-    if z.iter().any(|l| l.is_nan() || *l == f64::INFINITY) || z.iter().all(|l| *l == f64::NEG_INFINITY) {
+    if z.iter().any(|l| l.is_nan() || *l == f64::INFINITY) {
+        return ERROR_TOKEN;
+    }
+    if let Some(mask) = mask {
+        z.iter_mut().enumerate().filter(|(i, _)| !allows(mask, *i)).for_each(|(_, l)| *l = f64::NEG_INFINITY);
+    }
+    if z.iter().all(|l| *l == f64::NEG_INFINITY) {
         return ERROR_TOKEN;
     }
     let first_max = |z: &[f64]| {
@@ -203,7 +217,9 @@ impl Sample {
             let offsets = &env.u32s(self.offsets)[row..row + 2];
             let list = &env.u32s(self.adjust)[3 * offsets[0] as usize..3 * offsets[1] as usize];
             let list: Vec<Adjust> = bytemuck::cast_slice(list).to_vec();
-            let token = sample_row(&env.f64s(self.logits)[row * vocab..][..vocab], &params, &list);
+            let words = env.shape(self.masks)[1];
+            let mask = params.mask.checked_sub(1).map(|m| env.u32s(self.masks)[m as usize * words..][..words].to_vec());
+            let token = sample_row(&env.f64s(self.logits)[row * vocab..][..vocab], &params, &list, mask.as_deref());
             env.u32s_mut(self.out)[row] = token;
         }
     }
@@ -212,7 +228,7 @@ impl Sample {
         Cost { bytes: 4.0 * n, flops: n }
     }
     pub(super) fn reads(&self) -> Vec<Slot> {
-        vec![self.logits, self.params, self.offsets, self.adjust]
+        vec![self.logits, self.params, self.offsets, self.adjust, self.masks]
     }
     pub(super) fn writes(&self) -> Vec<Slot> {
         vec![self.out]
@@ -237,7 +253,7 @@ mod tests {
         let count = |row: SampleRow| {
             let mut hits = [0usize; 5];
             for position in 0..20_000 {
-                hits[sample_row(&logits, &SampleRow { position, ..row }, &[]) as usize] += 1;
+                hits[sample_row(&logits, &SampleRow { position, ..row }, &[], None) as usize] += 1;
             }
             hits.map(|h| h as f64 / 20_000.0)
         };
@@ -257,15 +273,18 @@ mod tests {
     fn adjustments_and_faults() {
         let logits = [1.0, 0.9, -0.5];
         let greedy = SampleRow { repetition: 2.0, ..SampleRow::default() };
-        let pick = |list: &[Adjust]| sample_row(&logits, &greedy, list);
+        let pick = |list: &[Adjust]| sample_row(&logits, &greedy, list, None);
         assert_eq!(pick(&[]), 0);
         assert_eq!(pick(&[Adjust { token: 0, count: SEEN, bias: 0.0 }]), 1);
         assert_eq!(pick(&[Adjust { token: 2, count: 0, bias: 9.0 }]), 2);
         assert_eq!(pick(&[Adjust { token: 0, count: 0, bias: f32::NEG_INFINITY }]), 1);
-        assert_eq!(sample_row(&[0.0, f64::NAN], &greedy, &[]), ERROR_TOKEN);
-        assert_eq!(sample_row(&[0.0, f64::INFINITY], &greedy, &[]), ERROR_TOKEN);
-        assert_eq!(sample_row(&[f64::NEG_INFINITY; 2], &greedy, &[]), ERROR_TOKEN);
+        assert_eq!(sample_row(&[0.0, f64::NAN], &greedy, &[], None), ERROR_TOKEN);
+        assert_eq!(sample_row(&[0.0, f64::INFINITY], &greedy, &[], None), ERROR_TOKEN);
+        assert_eq!(sample_row(&[f64::NEG_INFINITY; 2], &greedy, &[], None), ERROR_TOKEN);
         let frequent = SampleRow { frequency: 0.2, presence: 0.05, ..SampleRow::default() };
-        assert_eq!(sample_row(&logits, &frequent, &[Adjust { token: 0, count: SEEN | 1, bias: 0.0 }]), 1);
+        assert_eq!(sample_row(&logits, &frequent, &[Adjust { token: 0, count: SEEN | 1, bias: 0.0 }], None), 1);
+        let masked = |mask: u32| sample_row(&logits, &SampleRow::default(), &[], Some(&[mask]));
+        assert_eq!((masked(0b111), masked(0b110), masked(0b100), masked(0)), (0, 1, 2, ERROR_TOKEN));
+        assert_eq!(sample_row(&[0.0, f64::NAN], &greedy, &[], Some(&[1])), ERROR_TOKEN, "a fault outside the mask");
     }
 }

@@ -104,6 +104,14 @@ impl Patterns {
         let next = |at: &usize| (*at > 0).then(|| self.nodes[*at].fail.into());
         std::iter::successors(Some(state.0.into()), next)
     }
+    /// How many patterns there are.
+    pub fn len(&self) -> usize {
+        self.patterns.len()
+    }
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
     /// A pattern.
     pub fn pattern(&self, index: usize) -> &[u32] {
         &self.patterns[index]

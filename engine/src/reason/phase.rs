@@ -185,6 +185,19 @@ impl PhaseMachine {
         self.options.think && (self.options.reopen || (!s.closed && s.counts.content + s.counts.tool_call == 0))
     }
 
+    /// Tokens with which thinking may begin, or go on to begin, now.
+    pub fn opening(&self) -> Vec<u32> {
+        if self.state.phase != Phase::Answering || !self.may_open() {
+            return Vec::new();
+        }
+        let patterns = self.markers.patterns();
+        let next = |i: usize| match patterns.rest(self.state.matcher, |p| p == i) {
+            Some((_, rest)) => rest[0],
+            None => patterns.pattern(i)[0],
+        };
+        (0..patterns.len()).filter(|i| self.markers.role(*i) == Role::Open).map(next).collect()
+    }
+
     /// Takes the next token; returns what it decided.
     ///
     /// # Panics

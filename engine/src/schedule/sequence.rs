@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::grammar::{GrammarSource, Guide};
 use crate::op::{Adjust, SEEN};
 use crate::reason::{Decision, Label, Phase, Reasoning, Span, Thinking, ThinkingReport};
 use crate::request::{Finish, Request, SamplingParams, SeqId};
@@ -64,6 +65,9 @@ pub struct Sequence {
     adjust: Vec<Adjust>,
     adjust_index: HashMap<u32, usize>,
     stop_text: Option<Box<dyn StopText>>,
+    /// What the answer keeps to, and how many tokens it has taken.
+    guide: Option<Guide>,
+    guided: usize,
 }
 
 impl Sequence {
@@ -103,6 +107,8 @@ impl Sequence {
             adjust: Vec::new(),
             adjust_index: HashMap::new(),
             stop_text,
+            guide: request.grammar.as_ref().map(GrammarSource::start),
+            guided: 0,
         };
         for (token, bias) in &request.params.logit_bias {
             seq.adjust_of(*token).bias += bias;
@@ -175,14 +181,45 @@ impl Sequence {
     pub fn plan(&self, budget: usize) -> SeqPlan {
         let take = self.pending().min(budget);
         let end = self.cached + take;
-        let sample = (end == self.tokens.len())
-            .then(|| SamplePlan { params: self.params.row(self.id.choice, end), adjust: self.adjusted() });
+        let sample = (end == self.tokens.len()).then(|| SamplePlan {
+            params: self.params.row(self.id.choice, end),
+            adjust: self.adjusted(),
+            guide: self.guide_here(),
+        });
         SeqPlan {
             seq: self.id,
             start: self.cached,
             tokens: self.tokens[self.cached..end].to_vec(),
             max_drafts: 0,
             sample,
+        }
+    }
+
+    /// Whether the next token is one of the answer, which keeps to a grammar.
+    fn is_guided(&self) -> bool {
+        let answers = |r: &Reasoning| r.phase().phase() == Phase::Answering;
+        self.guide.is_some() && self.reasoning.as_ref().is_none_or(answers)
+    }
+
+    /// Tokens with which thinking may still begin.
+    fn opening(&self) -> Vec<u32> {
+        let mut tokens = self.reasoning.as_ref().map(|r| r.phase().opening()).unwrap_or_default();
+        tokens.retain(|t| !self.forbid.contains(t));
+        tokens
+    }
+
+    fn guide_here(&self) -> Option<Guide> {
+        self.guide.as_ref().filter(|_| self.is_guided()).map(|g| g.or(&self.opening()))
+    }
+
+    /// Moves the grammar by a token of the answer. What was written before thinking began was no answer.
+    fn follow(&mut self, token: u32, step: &[Span]) {
+        let thinks = self.reasoning.as_ref().is_some_and(|r| r.phase().phase() == Phase::Thinking);
+        let Some(guide) = &self.guide else { return };
+        if thinks {
+            guide.rollback(std::mem::take(&mut self.guided));
+        } else if !step.iter().any(|s| s.label == Label::Marker && s.len > 0) {
+            self.guided += usize::from(guide.push(token));
         }
     }
 
@@ -201,15 +238,17 @@ impl Sequence {
     /// Takes the tokens that a step chose, which was planned for the log as it is; `cached` counts what is cached
     /// with them. Returns why the answer ends, if it does.
     ///
-    /// The step forbade at every place what was forbidden at its first. Where that differs at a later place, the
-    /// choice there is void and made again: slower by a step, never different.
+    /// The step forbade at every place what was forbidden at its first, and kept to the grammar everywhere or
+    /// nowhere. Where that differs at a later place, the choice there is void and made again: slower by a step,
+    /// never different.
     pub fn take(&mut self, chosen: &[u32], cached: usize) -> Option<Finish> {
-        let forbidden = self.forbid.clone();
+        let (forbidden, guided) = (self.forbid.clone(), self.is_guided());
         // The first chosen token's place; those before the last one are cached.
         let first = cached - chosen.len().saturating_sub(1);
         let (mut end, mut taken) = (None, 0);
         for (i, token) in chosen.iter().enumerate() {
-            if i > 0 && self.forbid != forbidden {
+            let grammar_differs = self.guide.is_some() && (self.is_guided() != guided || !self.opening().is_empty());
+            if i > 0 && (self.forbid != forbidden || grammar_differs) {
                 break;
             }
             let pushed = self.push(*token);
@@ -255,7 +294,11 @@ impl Sequence {
             entry.count = (entry.count | SEEN) + 1;
         }
         let plain = [Span { label: Label::Content, len: 1 }, Span { label: Label::Content, len: 0 }];
+        let guided = self.is_guided();
         let step = self.reasoning.as_mut().map_or(plain, |r| r.push(token));
+        if guided {
+            self.follow(token, &step);
+        }
         self.decide(&step)
     }
 

@@ -37,6 +37,7 @@ fn request(id: u64, prompt: usize, max_tokens: usize) -> Request {
         params,
         eos: vec![0],
         thinking: None,
+        grammar: None,
         tenant: "".into(),
     }
 }

@@ -9,7 +9,7 @@ use crate::step::{Opening, SamplePlan, StepPlan};
 const SEQ: SeqId = SeqId { request: RequestId(1), choice: 0 };
 
 fn reserved(seq: SeqId, start: usize, tokens: &[u32], open: bool, released: &[SeqId]) -> Reserved {
-    let sample = Some(SamplePlan { params: SampleRow::default(), adjust: Vec::new() });
+    let sample = Some(SamplePlan { params: SampleRow::default(), adjust: Vec::new(), guide: None });
     let plan = SeqPlan { seq, start, tokens: tokens.to_vec(), max_drafts: 2, sample };
     let opening = Opening { seq, log: tokens.to_vec(), prompt_len: 2, tenant: "t".into() };
     let openings = if open { vec![opening] } else { Vec::new() };

@@ -138,11 +138,11 @@ fn go_on(asks: &[Ask], paths: &mut [Path], batch: &mut Batch) -> Vec<usize> {
 impl Path {
     fn new(ask: &Ask, vocab: usize) -> Self {
         let adjust: Vec<Adjust> = ask.sample.adjust.iter().copied().filter(|a| (a.token as usize) < vocab).collect();
-        let sample = SamplePlan { params: ask.sample.params, adjust };
+        let sample = SamplePlan { params: ask.sample.params, adjust, guide: None };
         Self { sample, guesses: Vec::new(), cached: 0, live: false }
     }
     fn logit_row(&self, row: usize) -> LogitRow {
-        LogitRow { row: row as u32, params: self.sample.params, adjust: self.sample.adjust.clone() }
+        LogitRow { row: row as u32, params: self.sample.params, adjust: self.sample.adjust.clone(), mask: None }
     }
     /// Takes the token that its row chose. What the target cannot say is no guess, and ends the path; what
     /// the draft itself cannot read ends it too.
@@ -182,7 +182,13 @@ mod tests {
         let position = (from + tokens.len()) as u32;
         let params = SampleRow { position, presence: 0.5, ..SampleRow::default() };
         let adjust = vec![Adjust { token: 95, count: 0, bias: 1.0 }, Adjust { token: 8, count: SEEN | 1, bias: 0.0 }];
-        Ask { table: table.to_vec(), from, tokens: tokens.to_vec(), sample: SamplePlan { params, adjust }, wanted }
+        Ask {
+            table: table.to_vec(),
+            from,
+            tokens: tokens.to_vec(),
+            sample: SamplePlan { params, adjust, guide: None },
+            wanted,
+        }
     }
 
     #[test]

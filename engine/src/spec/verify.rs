@@ -15,8 +15,10 @@ pub fn batch_of(drafted: &Drafted) -> Batch {
         let Some(sample) = &seq.sample else { continue };
         let first = batch.rows.len() - drafts.len() - 1;
         let (mut params, mut adjust) = (sample.params, sample.adjust.clone());
+        let mut masks = sample.guide.as_ref().map(|g| g.along(drafts)).unwrap_or_default().into_iter();
         for i in 0..=drafts.len() {
-            batch.logit_rows.push(LogitRow { row: (first + i) as u32, params, adjust: adjust.clone() });
+            let mask = masks.next().flatten();
+            batch.logit_rows.push(LogitRow { row: (first + i) as u32, params, adjust: adjust.clone(), mask });
             if let Some(guess) = drafts.get(i) {
                 params.position += 1;
                 count(&mut adjust, &params, *guess);
@@ -74,6 +76,7 @@ mod tests {
             sample: (i != 1).then(|| SamplePlan {
                 params: SampleRow { position: 12, presence: 0.5, ..SampleRow::default() },
                 adjust: vec![Adjust { token: 7, count: SEEN | 1, bias: 0.0 }],
+                guide: None,
             }),
         });
         let plan = StepPlan { seqs: seqs.collect(), ..StepPlan::default() };

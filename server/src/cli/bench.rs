@@ -161,7 +161,8 @@ fn submit(engine: &Engine, args: &BenchArgs, max_tokens: usize, salt: u64) -> Re
     let params = SamplingParams { max_tokens: Some(max_tokens), ignore_eos: true, ..SamplingParams::default() };
     let started = (0..args.batch as u64).map(|i| {
         let (prompt, params) = (prompt(i), params.clone());
-        let submission = Submission { prompt, params, eos: Vec::new(), thinking: None, tenant: "".into() };
+        let submission =
+            Submission { prompt, params, eos: Vec::new(), thinking: None, grammar: None, tenant: "".into() };
         Ok(engine.handle().submit_blocking(submission)?)
     });
     started.collect()

@@ -132,7 +132,7 @@ async fn follow(mut generation: Generation, screen: &mut Screen) -> (String, Opt
         };
         match update {
             Some(Update::Thinking(more)) => screen.thinking(&more),
-            Some(Update::Answer(more)) => {
+            Some(Update::Answer(more) | Update::ToolCall(more)) => {
                 screen.answer(&more);
                 text.push_str(&more);
             }

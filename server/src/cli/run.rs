@@ -134,7 +134,7 @@ fn answer(engine: &Engine, prompt: Prompt, params: SamplingParams, show: bool) -
     for update in engine.generate(prompt, params)? {
         match update {
             Update::Thinking(text) => screen.thinking(&text),
-            Update::Answer(text) => screen.answer(&text),
+            Update::Answer(text) | Update::ToolCall(text) => screen.answer(&text),
             Update::Done(completion) => {
                 screen.end();
                 return match &completion.finish {

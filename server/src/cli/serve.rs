@@ -23,7 +23,7 @@ Examples:
   ponder serve --model qwen3.gguf --served-model-name qwen3 --served-model-name gpt-4o
   PONDER_API_KEY=secret ponder serve --host 0.0.0.0 --model ./QwQ-32B
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is 15% of 80?\"}]}'")]
+    -d '{\"model\": \"bundled\", \"messages\": [{\"role\": \"user\", \"content\": \"What is 15% of 80?\"}]}'")]
 pub struct ServeArgs {
     /// Address to listen at; others than loopback need an API key
     #[arg(long, env = "PONDER_HOST", default_value = "127.0.0.1", value_name = "IP")]

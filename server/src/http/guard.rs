@@ -22,6 +22,8 @@ use super::wire;
 pub struct Caller {
     /// The client's `x-request-id`, or one of ours.
     pub request_id: String,
+    /// The trace that it belongs to, by W3C's `traceparent`.
+    pub trace_id: Option<String>,
     /// Which key.
     pub key: KeyId,
     /// When its head had arrived.
@@ -44,6 +46,18 @@ fn request_id(headers: &HeaderMap) -> String {
     theirs.filter(sane).map_or_else(|| wire::fresh_id("req"), String::from)
 }
 
+/// The trace id of a W3C `traceparent` header: version, trace, parent and flags in hexadecimal.
+fn trace_id(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let parts: Vec<&str> = value.split('-').collect();
+    let hex = |part: &str, len: usize| {
+        part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let [version, trace, parent, flags, ..] = parts[..] else { return None };
+    let good = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
+    (good && trace.bytes().any(|b| b != b'0') && parent.bytes().any(|b| b != b'0')).then(|| trace.to_string())
+}
+
 /// The middleware.
 ///
 /// # Errors
@@ -54,7 +68,7 @@ pub async fn guard(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let arrived = Instant::now();
     let state = request.app_data::<web::Data<State>>().map(|s| Arc::clone(s)).expect("set for every worker");
-    let request_id = request_id(request.headers());
+    let (request_id, trace_id) = (request_id(request.headers()), trace_id(request.headers()));
     let (method, path) = (request.method().clone(), request.path().to_string());
     let anthropic = path.starts_with("/v1/messages");
     let authority = request.head().uri.authority().map(|a| a.as_str().to_string());
@@ -62,7 +76,12 @@ pub async fn guard(
     let outcome = match access {
         Err(refused) => Ok(request.into_response(refused.error_response())),
         Ok(key) => {
-            request.extensions_mut().insert(Caller { request_id: request_id.clone(), key, arrived });
+            request.extensions_mut().insert(Caller {
+                request_id: request_id.clone(),
+                trace_id: trace_id.clone(),
+                key,
+                arrived,
+            });
             match AssertUnwindSafe(next.call(request)).catch_unwind().await {
                 Ok(outcome) => outcome.map(ServiceResponse::map_into_boxed_body),
                 Err(_) => {
@@ -76,7 +95,7 @@ pub async fn guard(
     let outcome = outcome.map(|response| in_shape(response, anthropic));
     let status = outcome.as_ref().map_or_else(|e| e.as_response_error().status_code(), ServiceResponse::status);
     tracing::info!(
-        target: "ponder::http", request_id, %method, path = %shown(&path), status = status.as_u16(),
+        target: "ponder::http", request_id, trace_id, %method, path = %shown(&path), status = status.as_u16(),
         ms = arrived.elapsed().as_millis() as u64, "answered"
     );
     outcome.map(|mut response| {

@@ -33,6 +33,8 @@ pub struct Order {
     pub prefix: &'static str,
     /// Its id in logs.
     pub request_id: String,
+    /// The trace that it belongs to.
+    pub trace_id: Option<String>,
 }
 
 /// A request at work. Dropping it cancels what has not ended.
@@ -52,6 +54,7 @@ pub struct Job {
     /// What ended answers cost.
     pub usage: Usage,
     request_id: String,
+    trace_id: Option<String>,
     arrived: Instant,
     answers: usize,
     per_prompt: usize,
@@ -68,7 +71,7 @@ impl Job {
         if state.is_draining() {
             return Err(ApiError::unavailable("shutting_down", "the server is shutting down", 5));
         }
-        let Order { model, name, prompts, params, key, arrived, prefix, request_id } = order;
+        let Order { model, name, prompts, params, key, arrived, prefix, request_id, trace_id } = order;
         let (n, longest) = (usize::from(params.n), model.engine.max_model_len());
         let answers = n * prompts.len();
         let most = |p: &Rendered| longest.min(p.tokens.len().saturating_add(params.max_tokens.unwrap_or(longest)));
@@ -94,6 +97,7 @@ impl Job {
             prompt_tokens,
             usage: Usage::default(),
             request_id,
+            trace_id,
             arrived,
             answers,
             per_prompt: n,
@@ -161,7 +165,7 @@ impl Job {
         self.model.metrics.finished(done, with_prompt);
         tracing::info!(
             target: "ponder::request",
-            request_id = self.request_id, id = self.id, model = self.name, choice = index,
+            request_id = self.request_id, trace_id = self.trace_id, id = self.id, model = self.name, choice = index,
             finish = done.finish_reason(), prompt_tokens = done.prompt_tokens, cached_tokens = done.cached_tokens,
             completion_tokens = done.completion_tokens, reasoning_tokens = done.reasoning_tokens,
             ttft_ms = done.timings.ttft_ms as u64, total_ms = done.timings.total_ms as u64, "done"
@@ -174,7 +178,7 @@ impl Job {
         self.updates = SelectAll::new();
         self.ended = self.answers;
         self.model.metrics.failed(how);
-        tracing::warn!(target: "ponder::request", request_id = self.request_id, id = self.id, how, error = %error, "failed");
+        tracing::warn!(target: "ponder::request", request_id = self.request_id, trace_id = self.trace_id, id = self.id, how, error = %error, "failed");
         error
     }
 
@@ -199,7 +203,7 @@ impl Drop for Job {
         if self.ended < self.answers {
             self.model.metrics.cancelled();
             tracing::info!(
-                target: "ponder::request", request_id = self.request_id, id = self.id, model = self.name,
+                target: "ponder::request", request_id = self.request_id, trace_id = self.trace_id, id = self.id, model = self.name,
                 after_ms = self.arrived.elapsed().as_millis() as u64, "the client left"
             );
         }

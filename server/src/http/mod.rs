@@ -9,6 +9,7 @@ pub mod auth;
 pub mod body;
 pub mod error;
 pub mod guard;
+pub mod guide;
 pub mod job;
 pub mod metrics;
 pub mod openapi;
@@ -18,6 +19,7 @@ pub mod routes;
 pub mod shutdown;
 pub mod sse;
 pub mod state;
+pub mod tools;
 pub mod wire;
 
 use std::net::{SocketAddr, TcpListener};
@@ -59,6 +61,7 @@ pub fn run(listener: TcpListener, options: ServeOptions, models: Vec<(Vec<String
         let server = server(listener, shared.clone()).map_err(|e| Error::invalid("server", e.to_string()))?;
         let stop = actix_rt::spawn(shutdown::on_signal(shared, server.handle()));
         server.await.map_err(|e| Error::invalid("server", e.to_string()))?;
+        state.models.iter().try_for_each(|m| m.engine.write_trace())?;
         Ok(stop.await.unwrap_or(0))
     })
 }

@@ -5,7 +5,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::error::ErrorBody;
-use super::routes::{chat, completions, control, debug, health, messages, models, responses, tokens};
+use super::routes::{chat, completions, control, debug, health, messages, models, responses, tokens, trace};
 use super::wire;
 
 /// Errors of a route that takes a body.
@@ -107,7 +107,7 @@ impl Modify for Key {
     paths(
         chat::chat, completions::completions, control::control, responses::responses,
         messages::messages, messages::count, models::list, models::one,
-        tokens::tokenize, tokens::detokenize, health::live, health::ready, debug::metrics, debug::engine, document,
+        tokens::tokenize, tokens::detokenize, health::live, health::ready, debug::metrics, debug::engine, trace::record, document,
     ),
     components(schemas(ErrorBody, wire::chat::ChatChunk)),
     security((), ("key" = [])),

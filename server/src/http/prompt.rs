@@ -11,9 +11,11 @@ use super::guard::Caller;
 use super::job::{Job, Order};
 use super::routes::blocking;
 use super::state::{Served, State};
+use super::tools::Tools;
 use super::wire::chat::ChatMessage;
 use super::wire::sampling::Sampling;
 use crate::prompt::{Prompt, Rendered};
+use crate::reasoner::with_hint;
 
 /// What a chat request says about its prompt, whatever its format.
 #[derive(Default)]
@@ -26,8 +28,10 @@ pub struct ChatPrompt {
     pub budget: Option<i64>,
     /// Arguments for the template.
     pub kwargs: Map<String, Value>,
-    /// Tools in OpenAI's form.
-    pub tools: Option<Value>,
+    /// Tools that it may or must call.
+    pub tools: Option<Tools>,
+    /// A schema that the answer keeps to, and where it stands in the request.
+    pub schema: Option<(&'static str, Value)>,
 }
 
 /// The messages of a chat as templates see them.
@@ -62,15 +66,32 @@ pub fn render(model: &Served, mut prompt: ChatPrompt, open: bool) -> Result<Rend
     let reasoning_effort = prompt.effort.as_deref().map(str::parse).transpose()?;
     let depth = SamplingParams { thinking_token_budget: prompt.budget, reasoning_effort, ..SamplingParams::default() };
     depth.thinking_cap()?;
+    let prompter = model.engine.prompter();
+    if let Some(tools) = prompt.tools.as_ref().filter(|_| !prompter.knows_tools()) {
+        prompt.messages = with_hint(&prompt.messages, &tools.in_words());
+    }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
     let options = RenderOptions {
         add_generation_prompt: open,
         enable_thinking,
-        tools: prompt.tools,
+        tools: prompt.tools.as_ref().map(Tools::for_template),
         kwargs: prompt.kwargs,
         now: Some(now),
     };
-    Ok(model.engine.prompter().prepare(&Prompt::Chat(prompt.messages, options), &depth)?)
+    let demanded = prompt.tools.as_ref().filter(|t| t.demanded).map(|t| ("tools", t.schema()));
+    let grammar = match (&prompt.schema, demanded) {
+        (Some((field, _)), Some(_)) => return Err(ApiError::invalid(*field, "contradicts tool_choice")),
+        (Some((field, schema)), None) => Some(model.compiler(field)?.json(field, schema)?),
+        (None, Some((field, schema))) => Some(model.compiler(field)?.json(field, &schema)?),
+        (None, None) => None,
+    };
+    let offered = prompt.tools.as_ref().is_some_and(|t| !t.demanded);
+    let mut rendered = prompter.prepare(&Prompt::Chat(prompt.messages, options), &depth)?;
+    if let Some(thinking) = &mut rendered.thinking {
+        Arc::make_mut(thinking).phase.tools = offered;
+    }
+    rendered.grammar = grammar;
+    Ok(rendered)
 }
 
 /// Starts the one request that a chat is, whatever its format.
@@ -88,12 +109,15 @@ pub async fn start(
     let (model, name) = state.model(model)?;
     let model = model.clone();
     let params = sampling.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
-    let Caller { request_id, key, arrived } = caller;
+    if let (Some((field, _)), true) = (&prompt.schema, params.ignore_eos) {
+        return Err(ApiError::invalid("ignore_eos", format!("contradicts {field}, which has an end")));
+    }
+    let Caller { request_id, trace_id, key, arrived } = caller;
     if state.options.log_prompts {
         tracing::info!(target: "ponder::prompt", request_id, messages = ?prompt.messages, "prompt");
     }
     let renderer = model.clone();
     let rendered = blocking(move || render(&renderer, prompt, true)).await?;
-    let order = Order { model, name, prompts: vec![rendered], params, key, arrived, prefix, request_id };
+    let order = Order { model, name, prompts: vec![rendered], params, key, arrived, prefix, request_id, trace_id };
     Job::start(state, order).await
 }

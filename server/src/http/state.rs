@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use ponder_engine::request::RequestId;
 
 use super::admission::Admission;
 use super::auth::Access;
 use super::error::ApiError;
+use super::guide::Compiler;
 use super::metrics::Metrics;
 use super::options::ServeOptions;
 use super::wire;
@@ -26,6 +27,24 @@ pub struct Served {
     pub admission: Arc<Admission>,
     /// What happened.
     pub metrics: Metrics,
+    /// A trace is being recorded for somebody.
+    pub tracing: AtomicBool,
+    compiler: OnceLock<Result<Compiler, String>>,
+}
+
+impl Served {
+    /// Compiles the grammars of this model; made when the first is wanted, for `field`.
+    ///
+    /// # Errors
+    /// 400 if the model cannot keep to any.
+    pub fn compiler(&self, field: &str) -> Result<&Compiler, ApiError> {
+        let make = || {
+            let (engine, ends) = (&self.engine, &self.engine.generation_defaults().eos);
+            Compiler::new(engine.tokenizer(), engine.config().vocab, ends)
+        };
+        let made = self.compiler.get_or_init(make);
+        made.as_ref().map_err(|why| ApiError::invalid(field, format!("cannot be kept to by this model: {why}")))
+    }
 }
 
 /// Where a request in flight can be reached.
@@ -55,7 +74,15 @@ impl State {
         let served = models.into_iter().map(|(names, engine)| {
             let admission = Admission::new(engine.seats(), &options.limits);
             let metrics = Metrics::new(&names[0]);
-            Arc::new(Served { names, engine, created: wire::now(), admission, metrics })
+            Arc::new(Served {
+                names,
+                engine,
+                created: wire::now(),
+                admission,
+                metrics,
+                tracing: AtomicBool::new(false),
+                compiler: OnceLock::new(),
+            })
         });
         Self {
             access: Access::new(&options),

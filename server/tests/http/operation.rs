@@ -193,3 +193,37 @@ fn what_cannot_be_served_is_said_in_one_line() {
     let (code, said) = run(&["--api-key", "with space"]);
     assert!(code == Some(1) && said.contains("api-key"), "{said}");
 }
+
+#[test]
+fn traces_on_demand() {
+    let server = Server::with_long_context(&["--max-model-len", "32768"]);
+    let body = chat(json!({ "stream": true, "max_tokens": 30000, "ignore_eos": true })).to_string();
+    let running = server.send("POST", "/v1/chat/completions", &[], &body);
+    server.until("it runs", |s| s["lanes"][0]["output_tokens"].as_u64() > Some(0));
+    let trace = server.ask("POST", "/debug/trace?seconds=1", &[], "").good();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.iter().filter(|e| e["name"] == "Verify").count() > 5, "{} events", events.len());
+    drop(running);
+    server.until("all are gone", |s| s["admitted"]["answers"] == 0);
+    server.ask("POST", "/debug/trace?seconds=0", &[], "").refused(400, "seconds");
+    let later = server.ask("POST", "/debug/trace?seconds=1", &[], "").good();
+    let verified = |e: &&serde_json::Value| e["name"] == "Verify";
+    let count = later["traceEvents"].as_array().unwrap().iter().filter(verified).count();
+    assert!(count < 5, "the old one is forgotten: {count}");
+}
+
+#[test]
+fn the_callers_trace_is_in_the_log() {
+    let server = Server::start(&["--log-json"]);
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let parent = format!("00-{trace}-b7ad6b7169203331-01");
+    let body = chat(json!({ "max_tokens": 2 })).to_string();
+    assert_eq!(server.ask("POST", "/v1/chat/completions", &[("traceparent", &parent)], &body).status, 200);
+    for wrong in ["00-xyz-b7ad6b7169203331-01", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00"] {
+        assert_eq!(server.ask("GET", "/health", &[("traceparent", wrong)], "").status, 200);
+    }
+    let log = server.log();
+    let traced = log.lines().filter(|l| l.contains(trace)).count();
+    assert!(traced >= 2, "{log}");
+    assert!(!log.contains("xyz"), "{log}");
+}

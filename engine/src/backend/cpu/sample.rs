@@ -20,6 +20,8 @@ pub struct Sample {
     offsets: Ptr<u32>,
     adjust: Ptr<Adjust>,
     adjusts: usize,
+    masks: Ptr<u32>,
+    mask_rows: usize,
     out: Ptr<u32>,
     level: Level,
 }
@@ -34,6 +36,8 @@ impl Sample {
             offsets: b.ptr(o.offsets),
             adjust: b.ptr(o.adjust),
             adjusts: b.shape(o.adjust)[0],
+            masks: b.ptr(o.masks),
+            mask_rows: b.shape(o.masks)[0],
             out: b.ptr(o.out),
             level: b.level,
         }
@@ -51,6 +55,11 @@ impl Step for Sample {
                     let logits = self.logits.slice_mut(row * self.vocab, self.vocab);
                     let row_params = &*self.params.at(row);
                     adjust(logits, row_params, self.adjust.slice(from, to - from));
+                    if let Some(mask) = row_params.mask.checked_sub(1).map(|m| m as usize) {
+                        assert!(mask < self.mask_rows, "mask {mask} of {}", self.mask_rows);
+                        let words = self.vocab.div_ceil(32);
+                        forbid(logits, self.masks.slice(mask * words, words));
+                    }
                     *self.out.at(row) = self.level.run(Choose { z: logits, row: row_params });
                 }
             }
@@ -69,6 +78,17 @@ fn adjust(logits: &mut [f32], row: &SampleRow, list: &[Adjust]) {
         let count = a.count & !SEEN;
         if count > 0 {
             *l -= row.presence + row.frequency * count as f32;
+        }
+    }
+}
+
+/// What the mask does not allow becomes minus infinity; faults stay what they are.
+fn forbid(logits: &mut [f32], mask: &[u32]) {
+    for (logits, word) in logits.chunks_mut(32).zip(mask) {
+        for (bit, l) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 && *l < f32::INFINITY {
+                *l = f32::NEG_INFINITY;
+            }
         }
     }
 }

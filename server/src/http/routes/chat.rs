@@ -13,8 +13,11 @@ use crate::http::options::ReasoningField;
 use crate::http::prompt::{ChatPrompt, messages, start};
 use crate::http::sse::{self, Frames, Gone, Sender};
 use crate::http::state::State;
+use crate::http::tools::{ToolCall, Tools};
 use crate::http::wire::FINGERPRINT;
-use crate::http::wire::chat::{AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChatRequest, ChunkChoice, Delta};
+use crate::http::wire::chat::{
+    AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChatRequest, ChunkCall, ChunkChoice, Delta,
+};
 use crate::http::wire::usage::{Timings, Usage, stop_reason};
 use crate::{Completion, Update};
 
@@ -47,25 +50,30 @@ pub async fn chat(request: HttpRequest, state: Data<State>, payload: Payload) ->
     let caller = Caller::of(&request);
     let asked: ChatRequest = body::read(&request, payload, &state.options.limits).await?;
     let (stream, with_usage) = asked.streaming()?;
+    if asked.model.is_none() {
+        return Err(ApiError::invalid("model", "is missing"));
+    }
     if asked.separate_reasoning == Some(false) {
         return Err(ApiError::invalid("separate_reasoning", "thinking and answer are always apart here"));
     }
     let reasoning = Reasoning { field: state.options.reasoning_field, shown: asked.include_reasoning.unwrap_or(true) };
     let ignored = asked.ignored();
+    let tools = Tools::read(asked.tools.as_deref(), asked.tool_choice.as_ref())?;
     let prompt = ChatPrompt {
         messages: messages(&asked.messages)?,
         effort: asked.reasoning_effort.clone(),
         budget: asked.budget()?,
         kwargs: asked.chat_template_kwargs.clone().unwrap_or_default(),
-        tools: None,
+        tools: tools.clone(),
+        schema: asked.response_format.as_ref().map(|f| f.schema()).transpose()?.flatten(),
     };
     let job = start(shared(&state), asked.model.as_deref(), prompt, &asked.sampling()?, caller, "chatcmpl").await?;
     if !stream {
-        return whole(job, reasoning, &ignored).await;
+        return whole(job, reasoning, tools.as_ref(), &ignored).await;
     }
     let patience = state.options.limits.slow_client;
     let response = sse::respond(patience, |sender| async move {
-        let mut writer = Writer { job, reasoning, with_usage, frames: Frames::default() };
+        let mut writer = Writer { job, reasoning, with_usage, tools, frames: Frames::default() };
         if writer.run(sender).await == Err(Gone::Slow) {
             tracing::warn!(target: "ponder::request", id = writer.job.id, "the client reads nothing: cut off");
         }
@@ -73,11 +81,17 @@ pub async fn chat(request: HttpRequest, state: Data<State>, payload: Payload) ->
     Ok(with_ignored(response, &ignored))
 }
 
-async fn whole(mut job: Job, reasoning: Reasoning, ignored: &[&str]) -> Result<HttpResponse, ApiError> {
+async fn whole(
+    mut job: Job,
+    reasoning: Reasoning,
+    tools: Option<&Tools>,
+    ignored: &[&str],
+) -> Result<HttpResponse, ApiError> {
     let done = job.complete().await?;
     let timings = done.last().map(Timings::of);
     let eos = job.model().engine.generation_defaults().eos.clone();
-    let choices = done.into_iter().enumerate().map(|(index, done)| choice(index, done, reasoning, &eos)).collect();
+    let choices =
+        done.into_iter().enumerate().map(|(index, done)| choice(index, done, reasoning, tools, &eos)).collect();
     let reply_body = ChatCompletion {
         id: job.id.clone(),
         object: "chat.completion",
@@ -91,12 +105,30 @@ async fn whole(mut job: Job, reasoning: Reasoning, ignored: &[&str]) -> Result<H
     Ok(reply(&reply_body, ignored))
 }
 
-fn choice(index: usize, done: Completion, reasoning: Reasoning, eos: &[u32]) -> ChatChoice {
+/// The calls of an answer and what it says beside them; `None`: it calls nothing.
+fn calls(tools: Option<&Tools>, done: &Completion) -> Option<(Vec<ToolCall>, Option<String>)> {
+    let tools = tools?;
+    if !done.tool_calls.is_empty() {
+        let said = (!done.text.trim().is_empty()).then(|| done.text.clone());
+        return Some((tools.calls(&done.tool_calls)?, said));
+    }
+    Some((tools.calls(&done.text)?, None))
+}
+
+fn choice(index: usize, done: Completion, reasoning: Reasoning, tools: Option<&Tools>, eos: &[u32]) -> ChatChoice {
+    let called = calls(tools, &done);
     let (finish_reason, stop_reason) = (done.finish_reason(), stop_reason(&done, eos));
+    let finish_reason = if called.is_some() && finish_reason == "stop" { "tool_calls" } else { finish_reason };
     let thought = (!done.reasoning.is_empty()).then_some(done.reasoning);
+    let (tool_calls, content) = match called {
+        Some((calls, said)) => (Some(calls), said),
+        // What cannot be read as calls is said as it is.
+        None => (None, Some(done.text + &done.tool_calls)),
+    };
     let message = AnswerMessage {
         role: "assistant",
-        content: Some(done.text),
+        content,
+        tool_calls,
         reasoning_content: reasoning.content(thought.clone()).flatten(),
         reasoning: reasoning.plain(thought).flatten(),
         refusal: None,
@@ -109,6 +141,7 @@ struct Writer {
     job: Job,
     reasoning: Reasoning,
     with_usage: bool,
+    tools: Option<Tools>,
     frames: Frames,
 }
 
@@ -131,10 +164,13 @@ impl Writer {
                         );
                     }
                 }
+                // It may be a call, which is known at its end.
+                Ok(Some((_, Update::Answer(_)))) if self.holds_back() => {}
+                Ok(Some((_, Update::ToolCall(_)))) => {}
                 Ok(Some((index, Update::Answer(text)))) => {
                     self.chunk(index, Delta { content: Some(&text), ..Delta::default() }, None);
                 }
-                Ok(Some((index, Update::Done(done)))) => self.chunk(index, Delta::default(), Some(&done)),
+                Ok(Some((index, Update::Done(done)))) => self.end(index, &done),
                 Ok(None) => break,
                 Err(error) => {
                     // No [DONE] after it: the stream is broken, not over.
@@ -152,17 +188,42 @@ impl Writer {
         sender.send(&mut self.frames).await
     }
 
+    /// Whether answers are told at their end only: a call is demanded, or the model has no markers for calls.
+    fn holds_back(&self) -> bool {
+        let prompter = self.job.model().engine.prompter();
+        self.tools.as_ref().is_some_and(|t| t.demanded || !prompter.marks_calls())
+    }
+
+    fn end(&mut self, index: usize, done: &Completion) {
+        match calls(self.tools.as_ref(), done) {
+            Some((calls, _)) => {
+                let calls = calls.into_iter().enumerate().map(|(index, call)| ChunkCall { index, call }).collect();
+                self.chunk(index, Delta { tool_calls: Some(calls), ..Delta::default() }, None);
+                let reason = if done.finish_reason() == "stop" { "tool_calls" } else { done.finish_reason() };
+                self.chunk(index, Delta::default(), Some((done, reason)));
+            }
+            None => {
+                let late =
+                    if self.holds_back() { done.text.clone() + &done.tool_calls } else { done.tool_calls.clone() };
+                if !late.is_empty() {
+                    self.chunk(index, Delta { content: Some(&late), ..Delta::default() }, None);
+                }
+                self.chunk(index, Delta::default(), Some((done, done.finish_reason())));
+            }
+        }
+    }
+
     /// A chunk about one answer: what is new, or its end.
-    fn chunk(&mut self, index: usize, delta: Delta<'_>, done: Option<&Completion>) {
+    fn chunk(&mut self, index: usize, delta: Delta<'_>, done: Option<(&Completion, &'static str)>) {
         let eos = &self.job.model().engine.generation_defaults().eos;
         let choice = ChunkChoice {
             index,
             delta,
             logprobs: None,
-            finish_reason: done.map(Completion::finish_reason),
-            stop_reason: done.map(|d| stop_reason(d, eos)).filter(|r| *r != Value::Null),
+            finish_reason: done.map(|(_, reason)| reason),
+            stop_reason: done.map(|(d, _)| stop_reason(d, eos)).filter(|r| *r != Value::Null),
         };
-        self.push(vec![choice], self.with_usage.then_some(None), done.map(Timings::of));
+        self.push(vec![choice], self.with_usage.then_some(None), done.map(|(d, _)| Timings::of(d)));
     }
 
     fn push(&mut self, choices: Vec<ChunkChoice<'_>>, usage: Option<Option<Usage>>, timings: Option<Timings>) {

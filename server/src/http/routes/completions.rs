@@ -77,8 +77,8 @@ async fn start(state: &Data<State>, asked: &CompletionRequest, caller: Caller) -
     });
     let (prompts, echo): (Vec<_>, Vec<_>) = rendered.await?.into_iter().unzip();
     let echo = echo.into_iter().flat_map(|e| std::iter::repeat_n(e, usize::from(params.n))).collect();
-    let Caller { request_id, key, arrived } = caller;
-    let order = Order { model, name, prompts, params, key, arrived, prefix: "cmpl", request_id };
+    let Caller { request_id, trace_id, key, arrived } = caller;
+    let order = Order { model, name, prompts, params, key, arrived, prefix: "cmpl", request_id, trace_id };
     Ok((Job::start(shared(state), order).await?, echo))
 }
 
@@ -133,7 +133,9 @@ impl Writer {
             sender.send(&mut self.frames).await?;
             match sender.during(self.job.next()).await? {
                 // Plain text has no thinking that is told apart.
-                Ok(Some((index, Update::Thinking(text) | Update::Answer(text)))) => self.chunk(index, text, None),
+                Ok(Some((index, Update::Thinking(text) | Update::Answer(text) | Update::ToolCall(text)))) => {
+                    self.chunk(index, text, None)
+                }
                 Ok(Some((index, Update::Done(done)))) => self.chunk(index, String::new(), Some(&done)),
                 Ok(None) => break,
                 Err(error) => {

@@ -124,7 +124,7 @@ impl Writer {
                 Ok(Some((_, Update::Thinking(text)))) => {
                     self.delta(Block::Thinking, json!({ "type": "thinking_delta", "thinking": text }));
                 }
-                Ok(Some((_, Update::Answer(text)))) => {
+                Ok(Some((_, Update::Answer(text) | Update::ToolCall(text)))) => {
                     self.delta(Block::Text, json!({ "type": "text_delta", "text": text }));
                 }
                 Ok(Some((_, Update::Done(done)))) => self.end(&done),

@@ -9,6 +9,7 @@ pub mod messages;
 pub mod models;
 pub mod responses;
 pub mod tokens;
+pub mod trace;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ pub fn configure(config: &mut ServiceConfig) {
         .service(resource(["/ready", "/health/ready"]).route(get().to(health::ready)))
         .service(resource("/metrics").route(get().to(debug::metrics)))
         .service(resource("/openapi.json").route(get().to(super::openapi::document)))
+        .service(resource("/debug/trace").route(post().to(trace::record)))
         .service(resource("/debug/engine").route(get().to(debug::engine)))
         .default_service(actix_web::web::to(nothing));
 }

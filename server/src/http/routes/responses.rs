@@ -32,6 +32,9 @@ pub async fn responses(request: HttpRequest, state: Data<State>, payload: Payloa
     let caller = Caller::of(&request);
     let asked: ResponsesRequest = body::read(&request, payload, &state.options.limits).await?;
     asked.check()?;
+    if asked.model.is_none() {
+        return Err(ApiError::invalid("model", "is missing"));
+    }
     let ignored = asked.ignored();
     let effort = asked.reasoning.as_ref().and_then(|r| r.effort.clone());
     let prompt = ChatPrompt { messages: asked.messages()?, effort: effort.clone(), ..ChatPrompt::default() };
@@ -108,7 +111,7 @@ impl Writer {
             sender.send(&mut self.frames).await?;
             match sender.during(self.job.next()).await? {
                 Ok(Some((_, Update::Thinking(text)))) => self.delta(Item::Reasoning, &text),
-                Ok(Some((_, Update::Answer(text)))) => self.delta(Item::Message, &text),
+                Ok(Some((_, Update::Answer(text) | Update::ToolCall(text)))) => self.delta(Item::Message, &text),
                 Ok(Some((_, Update::Done(done)))) => self.end(&done),
                 Ok(None) => return sender.send(&mut self.frames).await,
                 Err(error) => {

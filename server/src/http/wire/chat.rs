@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::sampling::{Sampling, sampled_request};
 use super::usage::{Timings, Usage};
 use crate::http::error::ApiError;
+use crate::http::tools::{Tool, ToolCall, ToolChoice};
 use ponder_engine::text::Message;
 
 /// Arguments for the chat template, by name.
@@ -36,9 +37,76 @@ sampled_request! {
         pub include_reasoning: Option<bool>,
         /// SGLang's flag; true, as it always is here.
         pub separate_reasoning: Option<bool>,
+        /// Functions that the model may call.
+        #[schema(min_items = 1, max_items = 128)]
+        pub tools: Option<Vec<Tool>>,
+        /// Whether to call: none, auto, required, or a function.
+        pub tool_choice: Option<ToolChoice>,
+        /// Calls that the model makes on its own come as it makes them; a demanded call is one.
+        pub parallel_tool_calls: Option<bool>,
+        /// The form of the answer; thinking is free.
+        pub response_format: Option<ResponseFormat>,
         /// Arguments for the chat template: `enable_thinking`, or what else it knows.
         #[schema(value_type = Option<Object>)]
         pub chat_template_kwargs: Option<TemplateArguments>,
+    }
+}
+
+/// The form of an answer.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseFormat {
+    /// Which.
+    #[serde(rename = "type")]
+    pub kind: FormatKind,
+    /// With `json_schema`.
+    pub json_schema: Option<SchemaFormat>,
+}
+
+/// Which form.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FormatKind {
+    /// Any text.
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON of a schema.
+    JsonSchema,
+}
+
+/// A schema with its name.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SchemaFormat {
+    /// Its name.
+    pub name: String,
+    /// Not told to the model.
+    pub description: Option<String>,
+    /// The schema; any object if it is left out.
+    #[schema(value_type = Option<Object>)]
+    pub schema: Option<Value>,
+    /// Schemas are always kept to here.
+    pub strict: Option<bool>,
+}
+
+impl ResponseFormat {
+    /// The schema to keep to, and where it stands in the request.
+    ///
+    /// # Errors
+    /// 400 for a form without what it needs.
+    pub fn schema(&self) -> Result<Option<(&'static str, Value)>, ApiError> {
+        let object = || serde_json::json!({ "type": "object" });
+        match (self.kind, &self.json_schema) {
+            (FormatKind::Text, None) => Ok(None),
+            (FormatKind::JsonObject, None) => Ok(Some(("response_format", object()))),
+            (FormatKind::JsonSchema, Some(format)) => {
+                let schema = format.schema.clone().unwrap_or_else(object);
+                Ok(Some(("response_format.json_schema.schema", schema)))
+            }
+            (FormatKind::JsonSchema, None) => Err(ApiError::invalid("response_format.json_schema", "is missing")),
+            (_, Some(_)) => Err(ApiError::invalid("response_format.json_schema", "is for the type json_schema")),
+        }
     }
 }
 
@@ -247,7 +315,7 @@ pub struct ChatChoice {
     pub message: AnswerMessage,
     /// Always null here.
     pub logprobs: Option<Value>,
-    /// stop or length.
+    /// stop, length or tool_calls.
     pub finish_reason: &'static str,
     /// The stop string or token, or `length_in_reasoning`.
     pub stop_reason: Value,
@@ -266,6 +334,9 @@ pub struct AnswerMessage {
     /// The same, under vLLM's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
+    /// Functions that are called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCall>>,
     /// Always null here.
     pub refusal: Option<String>,
 }
@@ -302,7 +373,7 @@ pub struct ChunkChoice<'a> {
     pub delta: Delta<'a>,
     /// Always null here.
     pub logprobs: Option<Value>,
-    /// At the end: stop or length.
+    /// At the end: stop, length or tool_calls.
     pub finish_reason: Option<&'static str>,
     /// At the end: the stop string or token, or `length_in_reasoning`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -324,4 +395,17 @@ pub struct Delta<'a> {
     /// The same, under vLLM's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<&'a str>,
+    /// Functions that are called, each whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ChunkCall>>,
+}
+
+/// A call in a stream.
+#[derive(Serialize, ToSchema)]
+pub struct ChunkCall {
+    /// Which.
+    pub index: usize,
+    /// The call.
+    #[serde(flatten)]
+    pub call: ToolCall,
 }

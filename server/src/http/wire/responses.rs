@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::chat::{ChatRole, Content};
+use super::now;
 use super::sampling::ignored;
 use super::usage::Usage;
 use crate::Completion;
@@ -16,7 +17,8 @@ use ponder_engine::text::Message;
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResponsesRequest {
-    /// Name of the model; the first one served if it is left out.
+    /// Name of the model.
+    #[schema(required)]
     pub model: Option<String>,
     /// A text, or items.
     pub input: Input,
@@ -112,6 +114,8 @@ pub struct InputItem {
     pub status: Option<String>,
     /// Of an earlier response.
     pub summary: Option<Value>,
+    /// Of an earlier response: commentary or final_answer; all of it was said.
+    pub phase: Option<String>,
     /// Of another server; nothing can be made of it here.
     pub encrypted_content: Option<Value>,
 }
@@ -234,7 +238,9 @@ impl ResponseObject {
             "background": false, "error": error, "incomplete_details": cut, "model": self.model, "output": output,
             "parallel_tool_calls": true, "previous_response_id": null, "store": false,
             "text": { "format": { "type": "text" } }, "tool_choice": "auto", "tools": [], "truncation": "disabled",
-            "usage": usage, "user": null, "service_tier": "default",
+            "usage": usage, "user": null, "service_tier": "default", "presence_penalty": 0.0, "frequency_penalty": 0.0,
+            "top_logprobs": 0, "max_tool_calls": null, "safety_identifier": null, "prompt_cache_key": null,
+            "completed_at": (status == "completed").then(now),
         });
         for (key, value) in &self.echo {
             json[key] = value.clone();
