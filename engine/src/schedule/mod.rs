@@ -5,11 +5,13 @@
 //! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
 
 mod sequence;
+mod supervision;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 pub use sequence::{Sequence, StopText};
+pub use supervision::{Supervision, Verdict};
 
 use crate::error::{Error, Result};
 use crate::reason::{Decision, Span, ThinkingReport};

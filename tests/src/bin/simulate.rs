@@ -1,0 +1,70 @@
+//! `simulate --seeds 50000`: many small worlds, in which everything happens that may happen to an engine.
+//!
+//! `--from N` begins elsewhere, `--seed N [--keep 0,3,5]` shows one. A seed that breaks a law is made small, and
+//! printed as the command that shows it again; it belongs into `engine/src/sim/seeds.txt` then.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use ponder_engine::sim::{Report, try_seed};
+
+/// Runs the deterministic simulation of the engine.
+#[derive(Parser)]
+struct Args {
+    /// How many seeds
+    #[arg(long, default_value_t = 50_000)]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Only this seed
+    #[arg(long, conflicts_with_all = ["seeds", "from"])]
+    seed: Option<u64>,
+    /// Only these of its events
+    #[arg(long, value_delimiter = ',', requires = "seed")]
+    keep: Option<Vec<usize>>,
+    /// Threads; 0 is one per core
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+fn main() {
+    let args = Args::parse();
+    // Panics are failures like others, and told as such.
+    std::panic::set_hook(Box::new(|_| {}));
+    let started = Instant::now();
+    let seeds = args.seed.map_or(args.from..args.from + args.seeds, |seed| seed..seed + 1);
+    let threads = match args.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let next = AtomicU64::new(seeds.start);
+    let work = || {
+        let (mut all, mut broken) = (Report::default(), 0);
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return (all, broken);
+            }
+            match try_seed(seed, args.keep.as_deref()) {
+                Ok(report) => all += report,
+                Err(found) => {
+                    println!("{found}");
+                    broken += 1;
+                }
+            }
+        }
+    };
+    let (mut all, mut broken) = (Report::default(), 0);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            let (report, failed) = worker.join().expect("panics are caught");
+            all += report;
+            broken += failed;
+        }
+    });
+    println!("{} seeds, {broken} broken, {:.1} s\n{all:#?}", seeds.end - seeds.start, started.elapsed().as_secs_f64());
+    std::process::exit(i32::from(broken > 0));
+}
