@@ -109,9 +109,12 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
         max_step_tokens: 32,
         prefill_chunk: 7,
         max_seqs: 8,
+        max_waiting: 1000,
+        policy: Default::default(),
         max_model_len: 120,
         blocks,
         block_size: BLOCK,
+        block_bytes: 1,
         drafts,
         max_logit_rows: 64,
     };

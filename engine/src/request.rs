@@ -55,6 +55,8 @@ pub struct SamplingParams {
     pub thinking_token_budget: Option<usize>,
     /// Tokens of `max_tokens` that thinking leaves to the answer; `None`: 256, or half if that is less.
     pub answer_reserve: Option<usize>,
+    /// Importance, with the scheduling policy `priority`: the smaller number goes first. 0 elsewhere.
+    pub priority: i32,
 }
 
 impl Default for SamplingParams {
@@ -76,6 +78,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             thinking_token_budget: None,
             answer_reserve: None,
+            priority: 0,
         }
     }
 }

@@ -129,7 +129,7 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         let (config, generation) = (checkpoint.config.clone(), checkpoint.generation.clone());
         let (report, reports) = mpsc::channel();
         let system = SystemOptions {
-            scheduler: scheduler_options(&options, &sizing.runner),
+            scheduler: scheduler_options(&options, &sizing),
             target: loader(options.model.clone(), First { checkpoint, report }, sizing.runner, make),
             tokenizer: prompter.tokenizer().clone(),
             drafter: options.drafter,
@@ -178,14 +178,18 @@ fn loader<B: Backend>(
     })
 }
 
-fn scheduler_options(options: &EngineOptions, sizes: &RunnerOptions) -> SchedulerOptions {
+fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptions {
+    let sizes = &sizing.runner;
     SchedulerOptions {
         max_step_tokens: options.max_step_tokens,
         prefill_chunk: options.prefill_chunk,
         max_seqs: options.max_num_seqs,
+        max_waiting: options.max_waiting,
+        policy: options.scheduling_policy,
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,
         block_size: sizes.kv.block_size,
+        block_bytes: sizing.plan.kv_per_token * sizes.kv.block_size as u64,
         drafts: if options.drafter == DrafterKind::None { DraftPolicy::Off } else { options.drafts },
         max_logit_rows: sizes.max_logit_rows,
     }

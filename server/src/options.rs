@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ponder_engine::format::KvFormat;
-use ponder_engine::schedule::DraftPolicy;
+use ponder_engine::schedule::{DraftPolicy, SchedulingPolicy};
 use ponder_engine::spec::{DrafterKind, LengthOptions};
 use ponder_engine::{Error, Result};
 
@@ -72,8 +72,12 @@ pub struct EngineOptions {
     /// Longest prompt and answer together, in tokens; the model's own context, at most
     /// [`DEFAULT_MODEL_LEN`], if `None`.
     pub max_model_len: Option<usize>,
-    /// Most sequences in flight.
+    /// Most sequences in one step.
     pub max_num_seqs: usize,
+    /// Most answers that wait for a place; more are refused as [`Error::Busy`].
+    pub max_waiting: usize,
+    /// Who goes first.
+    pub scheduling_policy: SchedulingPolicy,
     /// Bytes of the KV pool; enough for [`DEFAULT_POOL_SEQS`] of the longest sequences (or
     /// `max_num_seqs`, if that is less), as far as memory goes, if `None`.
     pub kv_memory: Option<u64>,
@@ -108,6 +112,8 @@ impl EngineOptions {
             kv_cache_dtype: KvFormat::F16,
             max_model_len: None,
             max_num_seqs: 16,
+            max_waiting: 1024,
+            scheduling_policy: SchedulingPolicy::default(),
             kv_memory: None,
             block_size: 16,
             prefill_chunk: 512,

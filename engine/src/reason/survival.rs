@@ -124,6 +124,51 @@ impl Curve {
     }
 }
 
+/// A curve as numbers: survival at the edges of the bins, and the area below it up to them.
+#[derive(Clone, Debug)]
+pub struct Table {
+    survival: Vec<f64>,
+    area: Vec<f64>,
+}
+
+impl Table {
+    fn new(curve: &Curve) -> Self {
+        let (mut survival, mut area) = (vec![1.0], vec![0.0]);
+        for bin in 0..BINS {
+            let (before, below) = (survival[bin], if bin == 0 { 0.0 } else { edge(bin - 1) });
+            survival.push(before * (1.0 - curve.hazard(bin)));
+            area.push(area[bin] + (before + survival[bin + 1]) / 2.0 * (edge(bin) - below));
+        }
+        Self { survival, area }
+    }
+
+    /// Survival at `len`, and the area up to it; straight inside a bin.
+    fn at(&self, len: f64) -> (f64, f64) {
+        let bin = bin_of(len);
+        let below = if bin == 0 { 0.0 } else { edge(bin - 1) };
+        let share = ((len - below) / (edge(bin) - below)).clamp(0.0, 1.0);
+        let survival = self.survival[bin] + share * (self.survival[bin + 1] - self.survival[bin]);
+        (survival, self.area[bin] + (self.survival[bin] + survival) / 2.0 * share * (edge(bin) - below))
+    }
+
+    /// See [`Curve::quantile`].
+    pub fn quantile(&self, so_far: usize, q: f64) -> f64 {
+        let goal = self.at(so_far as f64).0 * (1.0 - q);
+        let bin = self.survival.partition_point(|s| *s > goal).clamp(1, BINS) - 1;
+        let below = if bin == 0 { 0.0 } else { edge(bin - 1) };
+        let drop = (self.survival[bin] - self.survival[bin + 1]).max(1e-300);
+        let share = ((self.survival[bin] - goal) / drop).clamp(0.0, 1.0);
+        (below + share * (edge(bin) - below)).max(so_far as f64)
+    }
+
+    /// See [`Curve::mean_remaining`].
+    pub fn mean_remaining(&self, so_far: usize, cap: usize) -> f64 {
+        let (alive, before) = self.at(so_far as f64);
+        let (_, all) = self.at((cap as f64).min(edge(BINS - 1)));
+        (all - before).max(0.0) / alive.max(1e-12)
+    }
+}
+
 /// What is known of a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
@@ -178,6 +223,11 @@ impl Survival {
         if let Some(depth) = depth {
             self.curves[depth as usize][part as usize].observe(len, ended);
         }
+    }
+
+    /// All curves as tables, in their order.
+    pub(super) fn tables(&self) -> Vec<[Table; 2]> {
+        self.curves.iter().map(|pair| [Table::new(&pair[0]), Table::new(&pair[1])]).collect()
     }
 
     /// What a request in flight still writes: the rest of its part, and the answer after thinking.

@@ -1,22 +1,27 @@
 //! Who runs in a step: continuous batching with chunked prefill, as a plain state machine.
 //!
 //! A request has no prefill and decode phases here, only a count of cached tokens; every step gives
-//! each running sequence some of what it lacks until the step's token budget ends, the oldest first.
+//! each running sequence some of what it lacks until the step's token budget ends: who decodes first, then prompts,
+//! in the order that the [`policy`] prefers.
 //! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
 
+pub mod policy;
 mod sequence;
 mod supervision;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+pub use policy::{ReasoningOptions, SchedulingPolicy};
 pub use sequence::{Sequence, StopText};
 pub use supervision::{Supervision, Verdict};
 
 use crate::error::{Error, Result};
-use crate::reason::{Decision, Span, ThinkingReport};
+use crate::reason::{CloseReason, Decision, Lengths, Part, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
 use crate::spec::{DraftLength, LengthOptions, Survival};
+use policy::{Forecast, Growth};
+
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
 
 /// Limits of a step and of a sequence.
@@ -26,14 +31,20 @@ pub struct SchedulerOptions {
     pub max_step_tokens: usize,
     /// Most tokens of one prompt in one step.
     pub prefill_chunk: usize,
-    /// Most sequences in flight.
+    /// Most sequences in one step.
     pub max_seqs: usize,
+    /// Most answers that wait; more are refused. One request's answers are taken together or not at all.
+    pub max_waiting: usize,
+    /// Who goes first.
+    pub policy: SchedulingPolicy,
     /// Longest prompt and answer together, in tokens.
     pub max_model_len: usize,
     /// Blocks of the pool, and their size: what can never fit is refused.
     pub blocks: usize,
     /// Tokens per block.
     pub block_size: usize,
+    /// Bytes per block, for accounting.
+    pub block_bytes: u64,
     /// Guesses per sequence and step.
     pub drafts: DraftPolicy,
     /// Most rows of one step whose logits are wanted: one per sequence that chooses, one per guess.
@@ -83,6 +94,19 @@ pub struct Finished {
     pub thinking: Option<ThinkingReport>,
     /// How deep it was to think, and why.
     pub decision: Option<Decision>,
+    /// What it took.
+    pub cost: Cost,
+}
+
+/// What an answer took from the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// From its arrival until it ran first.
+    pub queue_time: Duration,
+    /// Its share of the time of its steps, by rows.
+    pub device_time: Duration,
+    /// Bytes of cache that it held, times the seconds for which it held them.
+    pub kv_byte_seconds: f64,
 }
 
 /// The requests in flight.
@@ -101,7 +125,15 @@ pub struct Scheduler {
     survivals: HashMap<SeqId, Survival>,
     /// Rows of the step in flight, guesses not counted.
     planned_rows: usize,
+    lengths: Lengths,
+    /// Mean time of a step, decayed: what a token of a running answer takes.
+    step_time: Duration,
+    planned_at: Duration,
+    planned: HashMap<SeqId, usize>,
 }
+
+/// The share of answers that do not exceed the memory they are admitted for.
+const GROWTH_QUANTILE: f64 = 0.8;
 
 impl Scheduler {
     /// No requests yet.
@@ -122,7 +154,20 @@ impl Scheduler {
             }),
             survivals: HashMap::new(),
             planned_rows: 0,
+            lengths: Lengths::default(),
+            step_time: Duration::from_millis(20),
+            planned_at: Duration::ZERO,
+            planned: HashMap::new(),
         }
+    }
+
+    /// With what was learnt about lengths before.
+    pub fn with_lengths(self, lengths: Lengths) -> Self {
+        Self { lengths, ..self }
+    }
+    /// What is known about lengths: learnt from every answer that ends.
+    pub fn lengths(&self) -> &Lengths {
+        &self.lengths
     }
 
     /// Takes a request, or says why it can never run. `stop_text` is asked once per answer.
@@ -139,6 +184,12 @@ impl Scheduler {
         if len >= max {
             return Err(Error::invalid("prompt", format!("{len} tokens leave no room for an answer in {max}")));
         }
+        if request.params.priority != 0 && self.options.policy != SchedulingPolicy::Priority {
+            return Err(Error::invalid("priority", "counts with the scheduling policy \"priority\" only"));
+        }
+        if self.waiting.len() + request.params.n as usize > self.options.max_waiting {
+            return Err(Error::Busy { waiting: self.waiting.len() });
+        }
         for choice in 0..request.params.n {
             let seq = Sequence::new(request, choice, max, now, stop_text());
             if !seq.has_room() {
@@ -154,10 +205,31 @@ impl Scheduler {
                 self.forget(request.id);
                 return Err(Error::invalid("prompt", message));
             }
-            self.waiting.push_back(seq.id);
-            self.seqs.insert(seq.id, seq);
+            let id = seq.id;
+            self.seqs.insert(id, seq);
+            self.rank(id);
+            self.wait(id);
         }
         Ok(())
+    }
+
+    /// Takes a place in the queue by rank.
+    fn wait(&mut self, id: SeqId) {
+        let rank = self.seqs[&id].rank;
+        let at = self.waiting.partition_point(|w| self.seqs[w].rank < rank);
+        self.waiting.insert(at, id);
+    }
+
+    /// Ranks an answer by what is expected of it now.
+    fn rank(&mut self, id: SeqId) {
+        let seq = &self.seqs[&id];
+        let left = match self.options.policy {
+            SchedulingPolicy::Reasoning(_) => self.lengths.remaining(&seq.progress(), GROWTH_QUANTILE).0,
+            SchedulingPolicy::Fcfs | SchedulingPolicy::Priority => 0.0,
+        };
+        let left = self.step_time.mul_f64(left);
+        let rank = self.options.policy.rank(id, seq.arrived, seq.priority(), left);
+        self.seqs.get_mut(&id).expect("it was just found").rank = rank;
     }
 
     /// Drops every trace of a request that was refused half-way.
@@ -217,9 +289,14 @@ impl Scheduler {
 
     /// The next step; `None` when there is nothing to do. With `only`, no other sequence runs, and there
     /// is nothing to do once it has ended.
-    pub fn plan(&mut self, _now: Duration, only: Option<SeqId>) -> Option<StepPlan> {
+    pub fn plan(&mut self, now: Duration, only: Option<SeqId>) -> Option<StepPlan> {
         if self.is_idle() || only.is_some_and(|id| !self.seqs.contains_key(&id)) {
             return None;
+        }
+        self.hold(now.saturating_sub(self.planned_at));
+        self.planned_at = now;
+        for id in self.running.clone() {
+            self.rank(id);
         }
         match only {
             Some(id) if !self.running.contains(&id) => {
@@ -229,12 +306,13 @@ impl Scheduler {
             Some(_) => {}
             None => self.admit(),
         }
+        self.running.sort_by_key(|id| self.seqs[id].rank);
+        let shares = self.shares(only);
         let mut budget = self.options.max_step_tokens;
         let mut plan = StepPlan { id: StepId(self.next_step), ..StepPlan::default() };
         self.next_step += 1;
-        for id in &self.running {
-            let sits_out = only.is_some_and(|only| only != *id);
-            let share = self.seqs[id].plan(if sits_out { 0 } else { budget.min(self.options.prefill_chunk) });
+        for (id, share) in self.running.iter().zip(shares) {
+            let share = self.seqs[id].plan(share);
             if share.tokens.is_empty() {
                 plan.idle.push(*id);
             } else {
@@ -242,11 +320,56 @@ impl Scheduler {
                 plan.seqs.push(share);
             }
         }
+        self.planned = plan.seqs.iter().map(|s| (s.seq, s.tokens.len())).collect();
+        for (seq, _) in &self.planned {
+            self.seqs.get_mut(seq).expect("it runs").starts(now);
+        }
         plan.released = std::mem::take(&mut self.released);
         plan.released.iter().for_each(|seq| drop(self.survivals.remove(seq)));
         self.planned_rows = self.options.max_step_tokens - budget;
         self.plan_drafts(&mut plan, budget);
         Some(plan)
+    }
+
+    /// Tokens for each running sequence: as many as a step has seats, by rank. Who decodes is served first, for that
+    /// is one row each; prompts share what is left. (Every seat is sure of a token: there are no more than tokens.)
+    fn shares(&self, only: Option<SeqId>) -> Vec<usize> {
+        let mut shares = vec![0; self.running.len()];
+        let may = |i: &usize| only.is_none_or(|only| only == self.running[*i]);
+        let seated: Vec<usize> = (0..self.running.len()).filter(may).take(self.options.max_seqs).collect();
+        let pending = |i: usize| self.seqs[&self.running[i]].pending();
+        let (decodes, prompts): (Vec<usize>, Vec<usize>) = seated.into_iter().partition(|i| pending(*i) == 1);
+        let mut left = self.options.max_step_tokens;
+        for i in decodes.into_iter().chain(prompts) {
+            shares[i] = pending(i).min(self.options.prefill_chunk).min(left);
+            left -= shares[i];
+        }
+        shares
+    }
+
+    /// All that run held their blocks for `time`.
+    fn hold(&mut self, time: Duration) {
+        let (size, bytes) = (self.options.block_size, self.options.block_bytes as f64);
+        for id in &self.running {
+            let seq = self.seqs.get_mut(id).expect("running sequences are known");
+            seq.cost.kv_byte_seconds += seq.cached.div_ceil(size) as f64 * bytes * time.as_secs_f64();
+        }
+    }
+
+    /// Parts the time of a step among those that took part, by rows.
+    fn charge(&mut self, settled: &Settled) {
+        self.step_time = self.step_time.mul_f64(0.95) + settled.device_time.mul_f64(0.05);
+        let rows = |s: &SettledSeq| self.planned.get(&s.seq).copied().unwrap_or(0) + s.drafted;
+        let all: usize = settled.seqs.iter().map(rows).sum();
+        for result in &settled.seqs {
+            let share = rows(result) as f64 / all.max(1) as f64;
+            if let Some(seq) = self.seqs.get_mut(&result.seq) {
+                seq.cost.device_time += settled.device_time.mul_f64(share);
+            }
+        }
+        // Those that end now are in no later plan; those that run on are held to account there.
+        self.planned_at += settled.device_time;
+        self.hold(settled.device_time);
     }
 
     /// Guesses for the sequences that choose a token, at most `budget` rows of them.
@@ -289,8 +412,9 @@ impl Scheduler {
         }
     }
 
-    /// Lets waiting sequences start while there is a seat and their whole known part fits in free blocks.
-    /// Nobody is admitted right after a preemption: the pool is short already.
+    /// Lets waiting sequences start, by rank, while there is a place, their known part fits in free blocks, and the
+    /// pool will hold all that are in flight then, as far as can be foretold. Nobody is admitted right after a
+    /// preemption: the pool is short already. With nobody in flight the first may always start.
     fn admit(&mut self) {
         let blocks_of = |seq: &Sequence| (seq.tokens.len() + 1).div_ceil(self.options.block_size);
         let growing: usize = self.running.iter().map(|id| blocks_of(&self.seqs[id])).sum();
@@ -300,17 +424,38 @@ impl Scheduler {
             // What running prompts still lack is spoken for.
             self.options.blocks.saturating_sub(growing).min(self.free_blocks.max(1))
         };
+        let places = self.options.max_seqs * self.options.policy.in_flight();
+        let mut forecast: Option<Forecast> = None;
         while let Some(id) = self.waiting.front().copied() {
             let wanted = blocks_of(&self.seqs[&id]);
             let alone = self.running.is_empty();
-            let seat = self.running.len() < self.options.max_seqs && (alone || !self.preempted_last);
-            if !seat || (wanted > free && !alone) {
+            let place = self.running.len() < places && (alone || !self.preempted_last);
+            if !place || (wanted > free && !alone) {
                 break;
             }
+            let forecast = forecast.get_or_insert_with(|| self.forecast());
+            let growth = self.growth(id);
+            if !alone && forecast.peak_with(growth) > self.options.blocks {
+                break;
+            }
+            forecast.add(growth);
             free = free.saturating_sub(wanted);
             self.waiting.pop_front();
             self.running.push(id);
         }
+    }
+
+    fn forecast(&self) -> Forecast {
+        let mut forecast = Forecast::default();
+        self.running.iter().for_each(|id| forecast.add(self.growth(*id)));
+        forecast
+    }
+
+    fn growth(&self, id: SeqId) -> Growth {
+        let (seq, size) = (&self.seqs[&id], self.options.block_size);
+        let (_, most) = self.lengths.remaining(&seq.progress(), GROWTH_QUANTILE);
+        let holds = (seq.tokens.len() + 1).div_ceil(size);
+        Growth { holds, wants: (seq.tokens.len() + 1 + most as usize).div_ceil(size) - holds }
     }
 
     /// Takes a step's results; returns what clients are told.
@@ -318,8 +463,8 @@ impl Scheduler {
         self.free_blocks = settled.free_blocks;
         self.preempted_last = !settled.preempted.is_empty();
         self.observe(settled);
+        self.charge(settled);
         let mut events = self.drain_ended();
-        // The last preempted was the most important of them: it goes back to the front last.
         for id in &settled.preempted {
             self.restart(*id);
         }
@@ -355,6 +500,7 @@ impl Scheduler {
         let why = seq.close(why);
         let (tokens, spans) = seq.tell();
         let thinking = seq.report();
+        self.learn(&seq, &why, thinking);
         let finished = Finished {
             why,
             prompt_tokens: seq.prompt_len,
@@ -363,15 +509,33 @@ impl Scheduler {
             reasoning_tokens: thinking.map_or(0, |t| t.counts.reasoning),
             thinking,
             decision: seq.decision().cloned(),
+            cost: seq.cost,
         };
         Event { seq: id, tokens, spans, finish: Some(finished) }
+    }
+
+    /// The lengths of what ended; what was cut is known to be at least so long.
+    fn learn(&mut self, seq: &Sequence, why: &Finish, thinking: Option<ThinkingReport>) {
+        let depth = seq.decision().and_then(Decision::depth);
+        let counts = thinking.map(|t| t.counts);
+        let thought = counts.map_or(0, |c| c.reasoning);
+        if let Some(report) = thinking.filter(|_| thought > 0) {
+            let own = [CloseReason::Model, CloseReason::ToolCall, CloseReason::EndToken];
+            let ended = report.closed_by.is_some_and(|by| own.contains(&by));
+            self.lengths.observe(depth, Part::Thinking, thought, ended);
+        }
+        let said = counts.map_or(seq.output_len(), |c| c.content + c.tool_call);
+        if said > 0 {
+            let ended = matches!(why, Finish::Stop { .. } | Finish::StopString { .. });
+            self.lengths.observe(depth, Part::Answer, said, ended);
+        }
     }
 
     fn restart(&mut self, id: SeqId) {
         if let Some(seq) = self.seqs.get_mut(&id) {
             seq.restart();
             self.running.retain(|s| *s != id);
-            self.waiting.push_front(id);
+            self.wait(id);
         }
     }
 
@@ -379,7 +543,7 @@ impl Scheduler {
     pub fn replay(&mut self) {
         for id in std::mem::take(&mut self.running).into_iter().rev() {
             self.seqs.get_mut(&id).expect("running sequences are known").restart();
-            self.waiting.push_front(id);
+            self.wait(id);
         }
         self.free_blocks = self.options.blocks;
     }

@@ -7,8 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Cost;
+use super::policy::Rank;
 use crate::op::{Adjust, SEEN};
-use crate::reason::{Decision, Label, Reasoning, Span, Thinking, ThinkingReport};
+use crate::reason::{Decision, Label, Part, Progress, Reasoning, Span, Thinking, ThinkingReport};
 use crate::request::{Finish, Request, SamplingParams, SeqId};
 use crate::step::{SamplePlan, SeqPlan};
 
@@ -44,6 +46,11 @@ pub struct Sequence {
     pub arrived: Duration,
     /// Tokens computed again after a preemption or a lost device.
     pub recomputed: usize,
+    /// What it took so far.
+    pub cost: Cost,
+    /// Its place among others.
+    pub(super) rank: Rank,
+    started: bool,
     params: Arc<SamplingParams>,
     /// Tokens that end the answer.
     ends: Arc<[u32]>,
@@ -83,6 +90,9 @@ impl Sequence {
             cached: 0,
             arrived: now,
             recomputed: 0,
+            cost: Cost::default(),
+            rank: Rank::new(SeqId { request: request.id, choice }, now),
+            started: false,
             params: Arc::new(request.params.clone()),
             ends,
             thinking,
@@ -125,6 +135,29 @@ impl Sequence {
     /// Most tokens that this answer may still need in the cache.
     pub fn longest(&self) -> usize {
         self.prompt_len + self.max_tokens
+    }
+
+    /// The request's importance: the smaller number goes first.
+    pub fn priority(&self) -> i32 {
+        self.params.priority
+    }
+    /// It runs: the first time ends its wait.
+    pub(super) fn starts(&mut self, now: Duration) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.cost.queue_time = now.saturating_sub(self.arrived);
+        }
+    }
+    /// How far it is, for the survival curves.
+    pub fn progress(&self) -> Progress {
+        let depth = self.decision().and_then(Decision::depth);
+        let room = self.max_tokens.saturating_sub(self.output_len());
+        match self.reasoning.as_ref().and_then(Reasoning::thinking) {
+            Some((so_far, thinking_cap)) => Progress { depth, part: Part::Thinking, so_far, thinking_cap, room },
+            None => {
+                let said = self.report().map_or(self.output_len(), |r| r.counts.content + r.counts.tool_call);
+                Progress { depth, part: Part::Answer, so_far: said, thinking_cap: 0, room }
+            }
+        }
     }
 
     /// Whether an answer may still be written.

@@ -18,9 +18,12 @@ fn options(blocks: usize) -> SchedulerOptions {
         max_step_tokens: 24,
         prefill_chunk: 9,
         max_seqs: 6,
+        max_waiting: 1000,
+        policy: SchedulingPolicy::Fcfs,
         max_model_len: 100,
         blocks,
         block_size: BLOCK,
+        block_bytes: 1,
         drafts: DraftPolicy::Off,
         max_logit_rows: 64,
     }

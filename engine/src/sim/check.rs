@@ -61,7 +61,7 @@ pub struct Answer {
     pub(super) nan_at: Option<usize>,
     prompt: usize,
     budget: usize,
-    /// The request leaves the answer no token: it may be empty.
+    /// The request leaves the answer one token at most, which may be the newline after the close: it may be empty.
     no_reserve: bool,
     expected: Expected,
     told: Vec<(u32, Label)>,
@@ -84,7 +84,10 @@ impl Answer {
         salt: u64,
         breaks_at: Option<usize>,
         nan_at: Option<usize>,
+        max_model_len: usize,
     ) -> Self {
+        let room = max_model_len - request.prompt.len();
+        let most = request.params.max_tokens.unwrap_or(room).min(room);
         Self {
             id,
             salt,
@@ -92,7 +95,7 @@ impl Answer {
             nan_at,
             prompt: request.prompt.len(),
             budget: request.params.thinking_token_budget.unwrap_or(usize::MAX),
-            no_reserve: request.params.answer_reserve.unwrap_or(1).min(request.params.max_tokens.unwrap_or(2) / 2) == 0,
+            no_reserve: request.params.answer_reserve.unwrap_or(2).min(most / 2) <= 1,
             expected,
             told: Vec::new(),
             cached: 0,
@@ -273,6 +276,8 @@ impl World {
         let all = r.finished + r.cancelled + r.failed + live;
         self.must(r.accepted == all, Law::Counted, || format!("{} accepted, {all} known", r.accepted))?;
         let (running, waiting) = self.scheduler.counts();
+        let most = self.scenario.options.max_waiting + self.scenario.options.max_seqs * 4;
+        self.must(waiting <= most, Law::Limits, || format!("{waiting} wait, {most} may"))?;
         self.must(running + waiting <= live, Law::Counted, || format!("{running} run and {waiting} wait of {live}"))
     }
 

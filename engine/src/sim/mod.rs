@@ -5,10 +5,13 @@
 //! verification through the same sequence as the actors' step, under a virtual clock, with a device whose cache
 //! bears [`witness`]. The laws in [`check`] hold after every step, and every answer is the one that
 //! the request gets alone ([`oracle`]). A seed that breaks a law is made small and printed as a command.
+//!
+//! [`overload`] is another simulation with the same scheduler: what the policies are worth when too much comes.
 
 pub mod check;
 mod dice;
 pub mod oracle;
+pub mod overload;
 pub mod scenario;
 mod search;
 pub mod witness;

@@ -7,7 +7,7 @@ use super::dice::Dice;
 use super::witness::{CLOSE, EOS, NEWLINE, OPEN, TEXT, VOCAB};
 use crate::reason::{Landing, LoopOptions, Markers, Role, Start, Thinking};
 use crate::request::{Request, RequestId, SamplingParams};
-use crate::schedule::{DraftPolicy, SchedulerOptions};
+use crate::schedule::{DraftPolicy, ReasoningOptions, SchedulerOptions, SchedulingPolicy};
 use crate::spec::{DrafterKind, LengthOptions};
 
 /// Who guesses.
@@ -132,9 +132,20 @@ fn options(dice: &mut Dice) -> SchedulerOptions {
         max_step_tokens,
         prefill_chunk: dice.between(1, 24),
         max_seqs,
+        max_waiting: dice.pick(&[1, 3, 100, 100]),
+        policy: dice.pick(&[
+            SchedulingPolicy::Fcfs,
+            SchedulingPolicy::Priority,
+            SchedulingPolicy::default(),
+            SchedulingPolicy::Reasoning(ReasoningOptions {
+                stretch: 20.0,
+                longest_patience: Duration::from_millis(100),
+            }),
+        ]),
         max_model_len,
         blocks: pool.div_ceil(block_size),
         block_size,
+        block_bytes: 100,
         drafts: match dice.between(0, 2) {
             0 => DraftPolicy::Off,
             1 => DraftPolicy::Fixed(dice.between(1, 9)),
@@ -154,6 +165,7 @@ fn arrival(id: u64, options: &SchedulerOptions, faulty: bool, dice: &mut Dice) -
     let max_tokens = dice.chance(9, 10).then(|| dice.between(1, 60));
     let mut params = SamplingParams {
         seed: dice.roll() % 4,
+        priority: if options.policy == SchedulingPolicy::Priority { dice.between(0, 2) as i32 - 1 } else { 0 },
         n: dice.pick(&[1, 1, 1, 1, 2, 3]),
         max_tokens,
         presence_penalty: dice.pick(&[0.0, 0.0, 0.0, 0.5]),

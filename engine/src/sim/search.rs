@@ -60,8 +60,7 @@ pub(super) fn shrink(
     failure: Failure,
     run: impl Fn(Scenario) -> Result<Report, Failure>,
 ) -> Found {
-    let mut found =
-        Found { seed: scenario.seed, keep: scenario.events.iter().map(|e| e.number).collect(), failure };
+    let mut found = Found { seed: scenario.seed, keep: scenario.events.iter().map(|e| e.number).collect(), failure };
     let mut size = found.keep.len().div_ceil(2).max(1);
     loop {
         let mut at = 0;

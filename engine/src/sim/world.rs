@@ -128,9 +128,9 @@ impl World {
             let stepped = self.step()?;
             self.check()?;
             match self.scenario.events.get(self.next_event) {
-                Some(event) if !stepped && self.only.is_none() => self.now = self.now.max(event.at),
+                Some(event) if !stepped => self.now = self.now.max(event.at),
                 Some(_) => {}
-                None if !stepped && self.only.is_none() => break,
+                None if !stepped => break,
                 None => quiet += 1,
             }
             if quiet > patience {
@@ -176,8 +176,9 @@ impl World {
         }
         for choice in 0..request.params.n {
             let id = SeqId { request: request.id, choice };
-            let expected = oracle::answer(&request, choice, self.scenario.options.max_model_len, salt);
-            self.answers.insert(id, Answer::new(id, &request, expected, salt, breaks_at, nan_at));
+            let longest = self.scenario.options.max_model_len;
+            let expected = oracle::answer(&request, choice, longest, salt);
+            self.answers.insert(id, Answer::new(id, &request, expected, salt, breaks_at, nan_at, longest));
             self.report.accepted += 1;
         }
     }
@@ -185,12 +186,14 @@ impl World {
     /// One step, as `actors/src/step.rs` has it; false if there was nothing to do.
     fn step(&mut self) -> Result<bool, Failure> {
         let Some(plan) = self.scheduler.plan(self.now, self.only) else {
-            if self.only.is_some() {
-                self.only = self.rules.succeeded(&[], true);
-            }
             let ended = self.scheduler.drain_ended();
             self.tell(ended)?;
-            return Ok(false);
+            let suspected = self.only.is_some();
+            if suspected {
+                // The suspect has left: the next one, or everybody, goes on.
+                self.only = self.rules.succeeded(&[], true);
+            }
+            return Ok(suspected);
         };
         self.report.steps += 1;
         self.check_plan(&plan)?;

@@ -2,11 +2,15 @@
 //!
 //! `--from N` begins elsewhere, `--seed N [--keep 0,3,5]` shows one. A seed that breaks a law is made small, and
 //! printed as the command that shows it again; it belongs into `engine/src/sim/seeds.txt` then.
+//!
+//! `--policies` prints what the scheduling policies are worth under overload instead.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
+use ponder_engine::schedule::SchedulingPolicy;
+use ponder_engine::sim::overload::{Load, Outcome};
 use ponder_engine::sim::{Report, try_seed};
 
 /// Runs the deterministic simulation of the engine.
@@ -24,6 +28,12 @@ struct Args {
     /// Only these of its events
     #[arg(long, value_delimiter = ',', requires = "seed")]
     keep: Option<Vec<usize>>,
+    /// Compare the scheduling policies at twice the load that can be served, for each of this many seeds
+    #[arg(long, value_name = "SEEDS", num_args = 0..=1, default_missing_value = "3", conflicts_with_all = ["seeds", "from", "seed"])]
+    policies: Option<u64>,
+    /// Requests of each such load
+    #[arg(long, default_value_t = 600, requires = "policies")]
+    requests: usize,
     /// Threads; 0 is one per core
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -31,6 +41,9 @@ struct Args {
 
 fn main() {
     let args = Args::parse();
+    if let Some(seeds) = args.policies {
+        return policies(seeds, args.requests);
+    }
     // Panics are failures like others, and told as such.
     std::panic::set_hook(Box::new(|_| {}));
     let started = Instant::now();
@@ -67,4 +80,14 @@ fn main() {
     });
     println!("{} seeds, {broken} broken, {:.1} s\n{all:#?}", seeds.end - seeds.start, started.elapsed().as_secs_f64());
     std::process::exit(i32::from(broken > 0));
+}
+
+fn policies(seeds: u64, requests: usize) {
+    println!("{}", Outcome::HEADER);
+    for seed in 1..=seeds {
+        let load = Load { seed, requests, ..Load::default() };
+        for policy in [SchedulingPolicy::Fcfs, SchedulingPolicy::default()] {
+            println!("{}", load.run(policy).row());
+        }
+    }
 }
