@@ -110,6 +110,7 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
         prefill_chunk: 7,
         max_seqs: 8,
         max_waiting: 1000,
+        growth_quantile: 0.8,
         policy: Default::default(),
         max_model_len: 120,
         blocks,

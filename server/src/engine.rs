@@ -178,6 +178,9 @@ fn loader<B: Backend>(
     })
 }
 
+/// An answer is admitted for the memory that this share of its kind does not exceed.
+const GROWTH_QUANTILE: f64 = 0.8;
+
 fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptions {
     let sizes = &sizing.runner;
     SchedulerOptions {
@@ -185,6 +188,7 @@ fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptio
         prefill_chunk: options.prefill_chunk,
         max_seqs: options.max_num_seqs,
         max_waiting: options.max_waiting,
+        growth_quantile: GROWTH_QUANTILE,
         policy: options.scheduling_policy,
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,

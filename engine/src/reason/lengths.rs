@@ -36,11 +36,25 @@ impl Lengths {
         self.observed
     }
 
-    /// A finished part of `len` tokens; `ended`: by itself, else it was cut.
-    pub fn observe(&mut self, depth: Option<Depth>, part: Part, len: usize, ended: bool) {
-        self.survival.observe(depth, part, len, ended);
+    /// A part in flight has `len` tokens; `passed` is what this function keeps between its calls, 0 at first.
+    pub fn reach(&mut self, depth: Option<Depth>, part: Part, len: usize, passed: &mut usize) {
+        let (before, mut news) = (*passed, false);
+        for curve in self.survival.learning(depth, part) {
+            *passed = before;
+            news |= curve.reach(len, passed);
+        }
+        self.refresh(usize::from(news));
+    }
+
+    /// A part is over; `ended`: by itself, else it was cut. `passed`: from [`Lengths::reach`].
+    pub fn end(&mut self, depth: Option<Depth>, part: Part, len: usize, ended: bool, passed: usize) {
+        self.survival.learning(depth, part).for_each(|curve| curve.end(len, ended, passed));
         self.observed += 1;
-        self.unseen += 1;
+        self.refresh(1);
+    }
+
+    fn refresh(&mut self, news: usize) {
+        self.unseen += news;
         if self.unseen >= REFRESH {
             (self.tables, self.unseen) = (self.survival.tables(), 0);
         }
@@ -81,8 +95,8 @@ mod tests {
     fn tables_say_what_the_curves_say() {
         let mut lengths = Lengths::default();
         for i in 0..400usize {
-            lengths.observe(Some(Depth::Easy), Part::Thinking, 20 + (i * i) % 700, i % 7 > 0);
-            lengths.observe(Some(Depth::Easy), Part::Answer, 10 + i % 50, true);
+            lengths.end(Some(Depth::Easy), Part::Thinking, 20 + (i * i) % 700, i % 7 > 0, 0);
+            lengths.end(Some(Depth::Easy), Part::Answer, 10 + i % 50, true, 0);
         }
         let close = |a: f64, b: f64| (a - b).abs() <= 0.03 * b.abs() + 1.0;
         for depth in [None, Some(Depth::Easy), Some(Depth::Hard)] {
@@ -96,5 +110,21 @@ mod tests {
             }
         }
         assert_eq!(lengths.observed(), 800);
+    }
+
+    #[test]
+    fn those_in_flight_count_once() {
+        let (mut at_once, mut along) = (Lengths::default(), Lengths::default());
+        for i in 0..60usize {
+            let (len, mut passed) = (5 + (i * 37) % 900, 0);
+            at_once.end(None, Part::Thinking, len, i % 3 > 0, 0);
+            (1..=len).for_each(|n| along.reach(None, Part::Thinking, n, &mut passed));
+            along.end(None, Part::Thinking, len, i % 3 > 0, passed);
+        }
+        assert_eq!(at_once.survival(), along.survival());
+        // One that goes on and on is news before it ends.
+        let (before, mut passed) = (along.survival().curve(None, Part::Thinking).survival(20_000.0), 0);
+        along.reach(None, Part::Thinking, 30_000, &mut passed);
+        assert!(along.survival().curve(None, Part::Thinking).survival(20_000.0) > before);
     }
 }

@@ -64,9 +64,28 @@ impl Curve {
 
     /// A request of `len` tokens; `ended`: it ended there by itself, else it was cut.
     pub fn observe(&mut self, len: usize, ended: bool) {
-        self.reached.iter_mut().chain(&mut self.ended).for_each(|n| *n *= FADE);
+        self.end(len, ended, 0);
+    }
+
+    /// A request in flight is past `len` tokens, and `passed` of its bins are counted already: counts those since.
+    /// So curves do not take the short ones, which end first, for all.
+    pub fn reach(&mut self, len: usize, passed: &mut usize) -> bool {
         let last = bin_of(len as f64);
-        self.reached[..last].iter_mut().for_each(|n| *n += 1.0);
+        if last <= *passed {
+            return false;
+        }
+        if *passed == 0 {
+            self.reached.iter_mut().chain(&mut self.ended).for_each(|n| *n *= FADE);
+        }
+        self.reached[*passed..last].iter_mut().for_each(|n| *n += 1.0);
+        *passed = last;
+        true
+    }
+
+    /// It is over after `len` tokens; see [`Curve::observe`].
+    pub fn end(&mut self, len: usize, ended: bool, mut passed: usize) {
+        self.reach(len, &mut passed);
+        let last = bin_of(len as f64).max(passed);
         if ended {
             self.reached[last] += 1.0;
             self.ended[last] += 1.0;
@@ -219,10 +238,14 @@ impl Survival {
 
     /// A finished request's part of `len` tokens; `ended`: by itself, else it was cut (budget, loop, cancel).
     pub fn observe(&mut self, depth: Option<Depth>, part: Part, len: usize, ended: bool) {
-        self.curves[UNKNOWN][part as usize].observe(len, ended);
-        if let Some(depth) = depth {
-            self.curves[depth as usize][part as usize].observe(len, ended);
-        }
+        self.learning(depth, part).for_each(|curve| curve.observe(len, ended));
+    }
+
+    /// The curves that learn from a request of this depth: its own, and that of all.
+    pub(super) fn learning(&mut self, depth: Option<Depth>, part: Part) -> impl Iterator<Item = &mut Curve> {
+        let own = depth.map(|d| d as usize);
+        let those = self.curves.iter_mut().enumerate().filter(move |(i, _)| *i == UNKNOWN || Some(*i) == own);
+        those.map(move |(_, pair)| &mut pair[part as usize])
     }
 
     /// All curves as tables, in their order.

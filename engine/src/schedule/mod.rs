@@ -35,6 +35,9 @@ pub struct SchedulerOptions {
     pub max_seqs: usize,
     /// Most answers that wait; more are refused. One request's answers are taken together or not at all.
     pub max_waiting: usize,
+    /// An answer starts when the pool will hold it and all in flight, as far as this quantile of their expected
+    /// lengths tells; 0 looks at what is there only.
+    pub growth_quantile: f64,
     /// Who goes first.
     pub policy: SchedulingPolicy,
     /// Longest prompt and answer together, in tokens.
@@ -132,8 +135,8 @@ pub struct Scheduler {
     planned: HashMap<SeqId, usize>,
 }
 
-/// The share of answers that do not exceed the memory they are admitted for.
-const GROWTH_QUANTILE: f64 = 0.8;
+/// Most waiting answers that are passed in one step because they are too large for now.
+const MAX_SKIPPED: usize = 64;
 
 impl Scheduler {
     /// No requests yet.
@@ -224,7 +227,7 @@ impl Scheduler {
     fn rank(&mut self, id: SeqId) {
         let seq = &self.seqs[&id];
         let left = match self.options.policy {
-            SchedulingPolicy::Reasoning(_) => self.lengths.remaining(&seq.progress(), GROWTH_QUANTILE).0,
+            SchedulingPolicy::Reasoning(_) => self.lengths.remaining(&seq.progress(), self.options.growth_quantile).0,
             SchedulingPolicy::Fcfs | SchedulingPolicy::Priority => 0.0,
         };
         let left = self.step_time.mul_f64(left);
@@ -415,6 +418,8 @@ impl Scheduler {
     /// Lets waiting sequences start, by rank, while there is a place, their known part fits in free blocks, and the
     /// pool will hold all that are in flight then, as far as can be foretold. Nobody is admitted right after a
     /// preemption: the pool is short already. With nobody in flight the first may always start.
+    ///
+    /// Where the policy bounds overtaking, who is too large for now is passed by smaller ones within that bound.
     fn admit(&mut self) {
         let blocks_of = |seq: &Sequence| (seq.tokens.len() + 1).div_ceil(self.options.block_size);
         let growing: usize = self.running.iter().map(|id| blocks_of(&self.seqs[id])).sum();
@@ -424,25 +429,34 @@ impl Scheduler {
             // What running prompts still lack is spoken for.
             self.options.blocks.saturating_sub(growing).min(self.free_blocks.max(1))
         };
-        let places = self.options.max_seqs * self.options.policy.in_flight();
+        if self.preempted_last && !self.running.is_empty() {
+            return;
+        }
         let mut forecast: Option<Forecast> = None;
-        while let Some(id) = self.waiting.front().copied() {
-            let wanted = blocks_of(&self.seqs[&id]);
-            let alone = self.running.is_empty();
-            let place = self.running.len() < places && (alone || !self.preempted_last);
-            if !place || (wanted > free && !alone) {
-                break;
-            }
+        let (mut at, mut skipped, mut latest) = (0, 0, Duration::MAX);
+        while let Some(id) = self.waiting.get(at).copied().filter(|id| skipped < MAX_SKIPPED && self.has_place(*id)) {
+            let seq = &self.seqs[&id];
+            let (wanted, growth, alone) = (blocks_of(seq), self.growth(id), self.running.is_empty());
             let forecast = forecast.get_or_insert_with(|| self.forecast());
-            let growth = self.growth(id);
-            if !alone && forecast.peak_with(growth) > self.options.blocks {
-                break;
+            let fits = wanted <= free && forecast.peak_with(growth) <= self.options.blocks;
+            if seq.arrived > latest || !(fits || alone) {
+                let Some(bound) = self.options.policy.overtaking() else { return };
+                latest = latest.min(seq.arrived.saturating_add(bound));
+                (at, skipped) = (at + 1, skipped + 1);
+                continue;
             }
             forecast.add(growth);
             free = free.saturating_sub(wanted);
-            self.waiting.pop_front();
+            self.waiting.remove(at);
             self.running.push(id);
         }
+    }
+
+    /// Whether it would run at once: there is a seat, or one that it takes from somebody behind it.
+    fn has_place(&self, id: SeqId) -> bool {
+        let (seats, places) = (self.options.max_seqs, self.options.max_seqs * self.options.policy.in_flight());
+        let ahead = || self.running.iter().filter(|r| self.seqs[r].rank < self.seqs[&id].rank).count();
+        self.running.len() < seats || (self.running.len() < places && ahead() < seats)
     }
 
     fn forecast(&self) -> Forecast {
@@ -453,7 +467,7 @@ impl Scheduler {
 
     fn growth(&self, id: SeqId) -> Growth {
         let (seq, size) = (&self.seqs[&id], self.options.block_size);
-        let (_, most) = self.lengths.remaining(&seq.progress(), GROWTH_QUANTILE);
+        let (_, most) = self.lengths.remaining(&seq.progress(), self.options.growth_quantile);
         let holds = (seq.tokens.len() + 1).div_ceil(size);
         Growth { holds, wants: (seq.tokens.len() + 1 + most as usize).div_ceil(size) - holds }
     }
@@ -486,6 +500,11 @@ impl Scheduler {
         }
         if chosen.is_empty() {
             return None; // inside the prompt
+        }
+        if !chosen.is_empty() {
+            let progress = seq.progress();
+            let (len, passed) = (progress.so_far, &mut seq.passed[progress.part as usize]);
+            self.lengths.reach(progress.depth, progress.part, len, passed);
         }
         // An event without tokens says that one was chosen but is not decided yet.
         let (tokens, spans) = seq.tell();
@@ -522,12 +541,12 @@ impl Scheduler {
         if let Some(report) = thinking.filter(|_| thought > 0) {
             let own = [CloseReason::Model, CloseReason::ToolCall, CloseReason::EndToken];
             let ended = report.closed_by.is_some_and(|by| own.contains(&by));
-            self.lengths.observe(depth, Part::Thinking, thought, ended);
+            self.lengths.end(depth, Part::Thinking, thought, ended, seq.passed[0]);
         }
         let said = counts.map_or(seq.output_len(), |c| c.content + c.tool_call);
         if said > 0 {
             let ended = matches!(why, Finish::Stop { .. } | Finish::StopString { .. });
-            self.lengths.observe(depth, Part::Answer, said, ended);
+            self.lengths.end(depth, Part::Answer, said, ended, seq.passed[1]);
         }
     }
 

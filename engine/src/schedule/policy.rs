@@ -73,6 +73,14 @@ impl SchedulingPolicy {
         }
     }
 
+    /// How much later than a request one may arrive that goes before it, where that does not follow from its rank.
+    pub(super) const fn overtaking(self) -> Option<Duration> {
+        match self {
+            Self::Reasoning(options) => Some(options.longest_patience),
+            Self::Fcfs | Self::Priority => None,
+        }
+    }
+
     /// The rank of an answer that is expected to take `left` from now on.
     pub(super) fn rank(&self, id: SeqId, arrived: Duration, priority: i32, left: Duration) -> Rank {
         let (class, due) = match self {

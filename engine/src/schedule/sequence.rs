@@ -51,6 +51,8 @@ pub struct Sequence {
     /// Its place among others.
     pub(super) rank: Rank,
     started: bool,
+    /// What the survival curves know of it: bins of thinking and answer that are counted.
+    pub(super) passed: [usize; 2],
     params: Arc<SamplingParams>,
     /// Tokens that end the answer.
     ends: Arc<[u32]>,
@@ -93,6 +95,7 @@ impl Sequence {
             cost: Cost::default(),
             rank: Rank::new(SeqId { request: request.id, choice }, now),
             started: false,
+            passed: [0; 2],
             params: Arc::new(request.params.clone()),
             ends,
             thinking,

@@ -61,7 +61,7 @@ pub struct Answer {
     pub(super) nan_at: Option<usize>,
     prompt: usize,
     budget: usize,
-    /// The request leaves the answer one token at most, which may be the newline after the close: it may be empty.
+    /// The request leaves the answer (after the close) one token at most, which may be the newline after the close: it may be empty.
     no_reserve: bool,
     expected: Expected,
     told: Vec<(u32, Label)>,
@@ -95,7 +95,7 @@ impl Answer {
             nan_at,
             prompt: request.prompt.len(),
             budget: request.params.thinking_token_budget.unwrap_or(usize::MAX),
-            no_reserve: request.params.answer_reserve.unwrap_or(2).min(most / 2) <= 1,
+            no_reserve: request.params.answer_reserve.unwrap_or(2).min(most / 2).min(most.saturating_sub(3)) <= 1,
             expected,
             told: Vec::new(),
             cached: 0,

@@ -117,6 +117,7 @@ impl Load {
             prefill_chunk: 512,
             max_seqs: self.seats,
             max_waiting: usize::MAX,
+            growth_quantile: 0.8,
             policy,
             max_model_len: 32_768,
             blocks: self.pool_tokens / 32,
@@ -130,11 +131,12 @@ impl Load {
     /// Requests in the order of their arrival, at exponential distances.
     fn requests(&self) -> Vec<(Duration, usize, Request)> {
         let mut dice = Dice::new(self.seed, 7);
-        // With all seats taken by sequences of the length that is met most often there.
+        // With as many sequences as seats and memory allow, of the mean length of those in flight.
         let (spread, ln) = (LONGEST - SHORTEST, (LONGEST / SHORTEST).ln());
         let mean = spread / ln;
-        let context = (LONGEST + SHORTEST) / 4.0 * self.seats as f64;
-        let served = self.seats as f64 / step_time(self.seats, context as usize).as_secs_f64() / mean;
+        let each = (LONGEST + SHORTEST) / 4.0;
+        let seats = (self.seats as f64).min(self.pool_tokens as f64 / each);
+        let served = seats / step_time(seats as usize, (seats * each) as usize).as_secs_f64() / mean;
         let markers = Arc::new(Markers::from_ids(&[(Role::Close, vec![CLOSE])], &[], &[]));
         let mut now = 0.0;
         let mut request = |id: u64| {

@@ -132,7 +132,8 @@ fn options(dice: &mut Dice) -> SchedulerOptions {
         max_step_tokens,
         prefill_chunk: dice.between(1, 24),
         max_seqs,
-        max_waiting: dice.pick(&[1, 3, 100, 100]),
+        max_waiting: dice.pick(&[2, 100, 100, 100, 100, 100]),
+        growth_quantile: dice.pick(&[0.0, 0.0, 0.5, 0.8]),
         policy: dice.pick(&[
             SchedulingPolicy::Fcfs,
             SchedulingPolicy::Priority,

@@ -11,7 +11,7 @@ use std::time::Instant;
 use clap::Parser;
 use ponder_engine::schedule::SchedulingPolicy;
 use ponder_engine::sim::overload::{Load, Outcome};
-use ponder_engine::sim::{Report, try_seed};
+use ponder_engine::sim::{Report, Scenario, try_seed};
 
 /// Runs the deterministic simulation of the engine.
 #[derive(Parser)]
@@ -43,6 +43,9 @@ fn main() {
     let args = Args::parse();
     if let Some(seeds) = args.policies {
         return policies(seeds, args.requests);
+    }
+    if let Some(seed) = args.seed {
+        Scenario::new(seed).events.iter().for_each(|event| println!("{event:?}"));
     }
     // Panics are failures like others, and told as such.
     std::panic::set_hook(Box::new(|_| {}));
