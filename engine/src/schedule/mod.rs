@@ -438,7 +438,7 @@ impl Scheduler {
             let seq = &self.seqs[&id];
             let (wanted, growth, alone) = (blocks_of(seq), self.growth(id), self.running.is_empty());
             let forecast = forecast.get_or_insert_with(|| self.forecast());
-            let fits = wanted <= free && forecast.peak_with(growth) <= self.options.blocks;
+            let fits = wanted <= free && forecast.fits(growth, self.options.blocks);
             if seq.arrived > latest || !(fits || alone) {
                 let Some(bound) = self.options.policy.overtaking() else { return };
                 latest = latest.min(seq.arrived.saturating_add(bound));

@@ -45,7 +45,7 @@ pub struct ReasoningOptions {
 
 impl Default for ReasoningOptions {
     fn default() -> Self {
-        Self { stretch: 4.0, longest_patience: Duration::from_secs(600) }
+        Self { stretch: 1.0, longest_patience: Duration::from_secs(600) }
     }
 }
 
@@ -151,17 +151,16 @@ impl Forecast {
         self.growths.insert(at, growth);
     }
 
-    /// Most blocks in use at any time, if `more` starts now and all grow alike: when one ends, all that end later
-    /// have grown as much as it has.
-    pub fn peak_with(&self, more: Growth) -> usize {
+    /// Whether `more` may start in a pool of `blocks`. If all grow alike, then when one ends, all that end later have
+    /// grown as much as it has. Only the time until `more` ends matters: what comes after it is not its fault.
+    pub fn fits(&self, more: Growth, blocks: usize) -> bool {
         let at = self.growths.partition_point(|g| g.wants > more.wants);
-        let all = self.growths[..at].iter().chain([&more]).chain(&self.growths[at..]);
-        let (mut held, mut peak) = (0, 0);
-        for (alive, growth) in all.enumerate() {
+        let mut held: usize = self.growths[..at].iter().map(|g| g.holds).sum();
+        let until_it_ends = [&more].into_iter().chain(&self.growths[at..]);
+        until_it_ends.zip(at + 1..).all(|(growth, alive)| {
             held += growth.holds;
-            peak = peak.max(held + (alive + 1) * growth.wants);
-        }
-        peak
+            held + alive * growth.wants <= blocks
+        })
     }
 }
 
@@ -183,21 +182,24 @@ mod tests {
         let priority = |id, arrived, priority| rank(SchedulingPolicy::Priority, id, arrived, priority, 0);
         assert!(priority(2, 5, -1) < priority(1, 1, 0) && priority(1, 1, 0) < priority(3, 2, 0));
         let reasoning = |id, arrived, left| rank(SchedulingPolicy::default(), id, arrived, 0, left);
-        assert!(reasoning(2, 50, 5) < reasoning(1, 1, 60), "short work overtakes");
+        assert!(reasoning(2, 50, 5) < reasoning(1, 1, 600), "short work overtakes");
         assert!(reasoning(1, 1, 100_000) < reasoning(2, 602, 0), "but nobody who comes later than the bound");
     }
 
     #[test]
     fn the_peak_is_when_most_are_large() {
+        let growth = |holds, wants| Growth { holds, wants };
+        let peak = |forecast: &Forecast, more| (0..).find(|blocks| forecast.fits(more, *blocks)).unwrap();
         let mut forecast = Forecast::default();
-        assert_eq!(forecast.peak_with(Growth { holds: 3, wants: 5 }), 8);
-        forecast.add(Growth { holds: 10, wants: 20 });
-        // The short one ends at 11 + 3; the long one alone grows to 30.
-        assert_eq!(forecast.peak_with(Growth { holds: 1, wants: 1 }), 30);
+        assert_eq!(peak(&forecast, growth(3, 5)), 8);
+        forecast.add(growth(10, 20));
+        // The short one ends when the other has grown by 1 as well; that one grows to 30 whoever else is there.
+        assert_eq!(peak(&forecast, growth(1, 1)), 13);
         // Both at once: 10 + 8 held, and 15 more each when the second ends.
-        assert_eq!(forecast.peak_with(Growth { holds: 8, wants: 15 }), 48);
-        forecast.add(Growth { holds: 8, wants: 15 });
-        assert_eq!(forecast.peak_with(Growth { holds: 2, wants: 14 }), 62);
+        assert_eq!(peak(&forecast, growth(8, 15)), 48);
+        forecast.add(growth(8, 15));
+        assert_eq!(peak(&forecast, growth(2, 14)), 62);
+        assert_eq!(peak(&forecast, growth(2, 30)), 20 + 3 * 15);
     }
 
     #[test]

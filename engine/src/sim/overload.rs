@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::dice::Dice;
 use crate::kv::BlockPool;
-use crate::reason::{Decision, Depth, Effort, Label, Markers, Prediction, Quantiles, Role, Start, Thinking};
+use crate::reason::{
+    Decision, Depth, Effort, Label, Lengths, Markers, Part, Prediction, Quantiles, Role, Start, Thinking,
+};
 use crate::request::{Request, RequestId, SamplingParams, SeqId};
 use crate::schedule::{DraftPolicy, Event, Scheduler, SchedulerOptions, SchedulingPolicy};
 use crate::step::{Drafted, Reserved, Verified};
@@ -36,11 +38,24 @@ pub struct Load {
     pub pool_tokens: usize,
     /// A request is short up to so many tokens.
     pub short: usize,
+    /// See [`SchedulerOptions::growth_quantile`].
+    pub growth_quantile: f64,
+    /// Requests of the same kind that were seen before, as after a restart with the statistics of yesterday.
+    pub seen: usize,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { seed: 1, requests: 600, overload: 2.0, seats: 64, pool_tokens: 400_000, short: 1000 }
+        Self {
+            seed: 1,
+            requests: 600,
+            overload: 2.0,
+            seats: 64,
+            pool_tokens: 400_000,
+            short: 1000,
+            growth_quantile: 0.6,
+            seen: 300,
+        }
     }
 }
 
@@ -117,7 +132,7 @@ impl Load {
             prefill_chunk: 512,
             max_seqs: self.seats,
             max_waiting: usize::MAX,
-            growth_quantile: 0.8,
+            growth_quantile: self.growth_quantile,
             policy,
             max_model_len: 32_768,
             blocks: self.pool_tokens / 32,
@@ -128,12 +143,21 @@ impl Load {
         }
     }
 
+    fn lengths(&self) -> Lengths {
+        let (mut lengths, mut dice) = (Lengths::default(), Dice::new(self.seed, 8));
+        for _ in 0..self.seen {
+            let (len, depth) = kind(&mut dice);
+            lengths.end(Some(depth), Part::Thinking, len * 9 / 10, true, 0);
+            lengths.end(Some(depth), Part::Answer, len - len * 9 / 10, true, 0);
+        }
+        lengths
+    }
+
     /// Requests in the order of their arrival, at exponential distances.
     fn requests(&self) -> Vec<(Duration, usize, Request)> {
         let mut dice = Dice::new(self.seed, 7);
         // With as many sequences as seats and memory allow, of the mean length of those in flight.
-        let (spread, ln) = (LONGEST - SHORTEST, (LONGEST / SHORTEST).ln());
-        let mean = spread / ln;
+        let mean = (LONGEST - SHORTEST) / (LONGEST / SHORTEST).ln();
         let each = (LONGEST + SHORTEST) / 4.0;
         let seats = (self.seats as f64).min(self.pool_tokens as f64 / each);
         let served = seats / step_time(seats as usize, (seats * each) as usize).as_secs_f64() / mean;
@@ -141,19 +165,10 @@ impl Load {
         let mut now = 0.0;
         let mut request = |id: u64| {
             now += -(1.0 - dice.uniform()).ln() / (self.overload * served);
-            let at = dice.uniform();
-            let len = (SHORTEST * (at * ln).exp()) as usize;
-            let depth = (at * 4.0) as usize;
-            let told = if dice.chance(4, 5) {
-                depth
-            } else if depth == 0 || (depth < 3 && dice.chance(1, 2)) {
-                depth + 1
-            } else {
-                depth - 1
-            };
+            let (len, depth) = kind(&mut dice);
             let thinking = Thinking {
                 loops: None,
-                decision: Some(decision(Depth::ALL[told])),
+                decision: Some(decision(depth)),
                 ..Thinking::new(markers.clone(), Start::Thinking)
             };
             let prompt = vec![WORD; dice.between(20, 400)];
@@ -164,6 +179,23 @@ impl Load {
         };
         (1..=self.requests as u64).map(&mut request).collect()
     }
+}
+
+/// A length, and the depth that the scheduler is told: wrong by one for one in five.
+fn kind(dice: &mut Dice) -> (usize, Depth) {
+    let at = dice.uniform();
+    let depth = (at * 4.0) as usize;
+    let told = match (dice.chance(4, 5), dice.chance(1, 2)) {
+        (true, _) => depth,
+        (false, up) => {
+            if depth == 0 || (up && depth < 3) {
+                depth + 1
+            } else {
+                depth - 1
+            }
+        }
+    };
+    ((SHORTEST * (LONGEST / SHORTEST).powf(at)) as usize, Depth::ALL[told])
 }
 
 /// What a classifier says that knows the depth only.
@@ -201,7 +233,7 @@ impl Run {
         let options = load.options(policy);
         Self {
             load: *load,
-            scheduler: Scheduler::new(options),
+            scheduler: Scheduler::new(options).with_lengths(load.lengths()),
             pool: BlockPool::new(options.blocks, options.block_size),
             requests: load.requests().into_iter(),
             fates: HashMap::new(),

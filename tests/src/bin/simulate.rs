@@ -6,10 +6,10 @@
 //! `--policies` prints what the scheduling policies are worth under overload instead.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
-use ponder_engine::schedule::SchedulingPolicy;
+use ponder_engine::schedule::{ReasoningOptions, SchedulingPolicy};
 use ponder_engine::sim::overload::{Load, Outcome};
 use ponder_engine::sim::{Report, Scenario, try_seed};
 
@@ -34,6 +34,18 @@ struct Args {
     /// Requests of each such load
     #[arg(long, default_value_t = 600, requires = "policies")]
     requests: usize,
+    /// Patience in multiples of a request's expected time
+    #[arg(long, requires = "policies")]
+    stretch: Option<f64>,
+    /// Longest patience in seconds
+    #[arg(long, requires = "policies")]
+    patience: Option<u64>,
+    /// Quantile of the growth of KV that admission counts with
+    #[arg(long, requires = "policies")]
+    quantile: Option<f64>,
+    /// Requests that were seen before
+    #[arg(long, requires = "policies")]
+    seen: Option<usize>,
     /// Threads; 0 is one per core
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -42,7 +54,7 @@ struct Args {
 fn main() {
     let args = Args::parse();
     if let Some(seeds) = args.policies {
-        return policies(seeds, args.requests);
+        return policies(seeds, &args);
     }
     if let Some(seed) = args.seed {
         Scenario::new(seed).events.iter().for_each(|event| println!("{event:?}"));
@@ -85,11 +97,18 @@ fn main() {
     std::process::exit(i32::from(broken > 0));
 }
 
-fn policies(seeds: u64, requests: usize) {
+fn policies(seeds: u64, args: &Args) {
     println!("{}", Outcome::HEADER);
+    let d = ReasoningOptions::default();
+    let ours = SchedulingPolicy::Reasoning(ReasoningOptions {
+        stretch: args.stretch.unwrap_or(d.stretch),
+        longest_patience: args.patience.map_or(d.longest_patience, Duration::from_secs),
+    });
     for seed in 1..=seeds {
-        let load = Load { seed, requests, ..Load::default() };
-        for policy in [SchedulingPolicy::Fcfs, SchedulingPolicy::default()] {
+        let load = Load { seed, requests: args.requests, ..Load::default() };
+        let growth_quantile = args.quantile.unwrap_or(load.growth_quantile);
+        let load = Load { growth_quantile, seen: args.seen.unwrap_or(load.seen), ..load };
+        for policy in [SchedulingPolicy::Fcfs, ours] {
             println!("{}", load.run(policy).row());
         }
     }
