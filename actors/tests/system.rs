@@ -118,6 +118,7 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
         block_bytes: 1,
         drafts,
         max_logit_rows: 64,
+        max_wait: None,
     };
     let tokenizer = Arc::new(tokenizer());
     let step_timeout = Duration::from_millis(500);

@@ -31,6 +31,15 @@ impl BlockPool {
         self.total
     }
 
+    /// Tokens per block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+    /// Who holds which blocks, in order of position.
+    pub fn tables(&self) -> impl Iterator<Item = (SeqId, &[u32])> {
+        self.tables.iter().map(|(seq, table)| (*seq, table.as_slice()))
+    }
+
     /// Blocks for every sequence of the plan, drafts included. Where they run out, the least important
     /// sequence that holds any gives its blocks up: idle ones first, then the plan's last.
     pub fn reserve(&mut self, mut plan: StepPlan) -> Reserved {

@@ -5,23 +5,27 @@
 //! in the order that the [`policy`] prefers.
 //! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
 
+mod account;
 pub mod policy;
+pub mod route;
+mod seats;
 mod sequence;
 mod supervision;
+mod view;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+pub use account::Cost;
 pub use policy::{ReasoningOptions, SchedulingPolicy};
 pub use sequence::{Sequence, StopText};
 pub use supervision::{Supervision, Verdict};
+pub use view::{Lane, SchedulerView, SeqView};
 
 use crate::error::{Error, Result};
-use crate::reason::{CloseReason, Decision, Lengths, Part, Span, ThinkingReport};
+use crate::reason::{Decision, Lengths, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
 use crate::spec::{DraftLength, LengthOptions, Survival};
-use policy::{Forecast, Growth};
-
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
 
 /// Limits of a step and of a sequence.
@@ -52,7 +56,12 @@ pub struct SchedulerOptions {
     pub drafts: DraftPolicy,
     /// Most rows of one step whose logits are wanted: one per sequence that chooses, one per guess.
     pub max_logit_rows: usize,
+    /// Longest wait before the first step; `None` is no bound. Then a request fails with [`QUEUE_TIMEOUT`].
+    pub max_wait: Option<Duration>,
 }
+
+/// Why a request fails that waited too long.
+pub const QUEUE_TIMEOUT: &str = "it waited longer than it may";
 
 /// How many tokens are guessed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -91,6 +100,10 @@ pub struct Finished {
     pub completion_tokens: usize,
     /// Tokens computed more than once.
     pub recomputed_tokens: usize,
+    /// Tokens that were guessed for it, and those of them that were right.
+    pub drafted_tokens: usize,
+    /// See `drafted_tokens`.
+    pub accepted_tokens: usize,
     /// Tokens of thinking among those generated.
     pub reasoning_tokens: usize,
     /// What became of the thinking; `None` if the model does not think.
@@ -99,17 +112,6 @@ pub struct Finished {
     pub decision: Option<Decision>,
     /// What it took.
     pub cost: Cost,
-}
-
-/// What an answer took from the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Cost {
-    /// From its arrival until it ran first.
-    pub queue_time: Duration,
-    /// Its share of the time of its steps, by rows.
-    pub device_time: Duration,
-    /// Bytes of cache that it held, times the seconds for which it held them.
-    pub kv_byte_seconds: f64,
 }
 
 /// The requests in flight.
@@ -134,9 +136,6 @@ pub struct Scheduler {
     planned_at: Duration,
     planned: HashMap<SeqId, usize>,
 }
-
-/// Most waiting answers that are passed in one step because they are too large for now.
-const MAX_SKIPPED: usize = 64;
 
 impl Scheduler {
     /// No requests yet.
@@ -216,25 +215,6 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Takes a place in the queue by rank.
-    fn wait(&mut self, id: SeqId) {
-        let rank = self.seqs[&id].rank;
-        let at = self.waiting.partition_point(|w| self.seqs[w].rank < rank);
-        self.waiting.insert(at, id);
-    }
-
-    /// Ranks an answer by what is expected of it now.
-    fn rank(&mut self, id: SeqId) {
-        let seq = &self.seqs[&id];
-        let left = match self.options.policy {
-            SchedulingPolicy::Reasoning(_) => self.lengths.remaining(&seq.progress(), self.options.growth_quantile).0,
-            SchedulingPolicy::Fcfs | SchedulingPolicy::Priority => 0.0,
-        };
-        let left = self.step_time.mul_f64(left);
-        let rank = self.options.policy.rank(id, seq.arrived, seq.priority(), left);
-        self.seqs.get_mut(&id).expect("it was just found").rank = rank;
-    }
-
     /// Drops every trace of a request that was refused half-way.
     fn forget(&mut self, request: RequestId) {
         self.seqs.retain(|id, _| id.request != request);
@@ -293,6 +273,7 @@ impl Scheduler {
     /// The next step; `None` when there is nothing to do. With `only`, no other sequence runs, and there
     /// is nothing to do once it has ended.
     pub fn plan(&mut self, now: Duration, only: Option<SeqId>) -> Option<StepPlan> {
+        self.expire(now);
         if self.is_idle() || only.is_some_and(|id| !self.seqs.contains_key(&id)) {
             return None;
         }
@@ -334,45 +315,12 @@ impl Scheduler {
         Some(plan)
     }
 
-    /// Tokens for each running sequence: as many as a step has seats, by rank. Who decodes is served first, for that
-    /// is one row each; prompts share what is left. (Every seat is sure of a token: there are no more than tokens.)
-    fn shares(&self, only: Option<SeqId>) -> Vec<usize> {
-        let mut shares = vec![0; self.running.len()];
-        let may = |i: &usize| only.is_none_or(|only| only == self.running[*i]);
-        let seated: Vec<usize> = (0..self.running.len()).filter(may).take(self.options.max_seqs).collect();
-        let pending = |i: usize| self.seqs[&self.running[i]].pending();
-        let (decodes, prompts): (Vec<usize>, Vec<usize>) = seated.into_iter().partition(|i| pending(*i) == 1);
-        let mut left = self.options.max_step_tokens;
-        for i in decodes.into_iter().chain(prompts) {
-            shares[i] = pending(i).min(self.options.prefill_chunk).min(left);
-            left -= shares[i];
-        }
-        shares
-    }
-
-    /// All that run held their blocks for `time`.
-    fn hold(&mut self, time: Duration) {
-        let (size, bytes) = (self.options.block_size, self.options.block_bytes as f64);
-        for id in &self.running {
-            let seq = self.seqs.get_mut(id).expect("running sequences are known");
-            seq.cost.kv_byte_seconds += seq.cached.div_ceil(size) as f64 * bytes * time.as_secs_f64();
-        }
-    }
-
-    /// Parts the time of a step among those that took part, by rows.
-    fn charge(&mut self, settled: &Settled) {
-        self.step_time = self.step_time.mul_f64(0.95) + settled.device_time.mul_f64(0.05);
-        let rows = |s: &SettledSeq| self.planned.get(&s.seq).copied().unwrap_or(0) + s.drafted;
-        let all: usize = settled.seqs.iter().map(rows).sum();
-        for result in &settled.seqs {
-            let share = rows(result) as f64 / all.max(1) as f64;
-            if let Some(seq) = self.seqs.get_mut(&result.seq) {
-                seq.cost.device_time += settled.device_time.mul_f64(share);
-            }
-        }
-        // Those that end now are in no later plan; those that run on are held to account there.
-        self.planned_at += settled.device_time;
-        self.hold(settled.device_time);
+    /// Ends what waited too long and was never computed.
+    fn expire(&mut self, now: Duration) {
+        let Some(max_wait) = self.options.max_wait else { return };
+        let late = |s: &Sequence| !s.started && now.saturating_sub(s.arrived) > max_wait;
+        let late: Vec<SeqId> = self.waiting.iter().filter(|id| late(&self.seqs[id])).copied().collect();
+        late.into_iter().for_each(|id| self.fail(id, QUEUE_TIMEOUT));
     }
 
     /// Guesses for the sequences that choose a token, at most `budget` rows of them.
@@ -415,63 +363,6 @@ impl Scheduler {
         }
     }
 
-    /// Lets waiting sequences start, by rank, while there is a place, their known part fits in free blocks, and the
-    /// pool will hold all that are in flight then, as far as can be foretold. Nobody is admitted right after a
-    /// preemption: the pool is short already. With nobody in flight the first may always start.
-    ///
-    /// Where the policy bounds overtaking, who is too large for now is passed by smaller ones within that bound.
-    fn admit(&mut self) {
-        let blocks_of = |seq: &Sequence| (seq.tokens.len() + 1).div_ceil(self.options.block_size);
-        let growing: usize = self.running.iter().map(|id| blocks_of(&self.seqs[id])).sum();
-        let mut free = if self.running.is_empty() {
-            self.options.blocks
-        } else {
-            // What running prompts still lack is spoken for.
-            self.options.blocks.saturating_sub(growing).min(self.free_blocks.max(1))
-        };
-        if self.preempted_last && !self.running.is_empty() {
-            return;
-        }
-        let mut forecast: Option<Forecast> = None;
-        let (mut at, mut skipped, mut latest) = (0, 0, Duration::MAX);
-        while let Some(id) = self.waiting.get(at).copied().filter(|id| skipped < MAX_SKIPPED && self.has_place(*id)) {
-            let seq = &self.seqs[&id];
-            let (wanted, growth, alone) = (blocks_of(seq), self.growth(id), self.running.is_empty());
-            let forecast = forecast.get_or_insert_with(|| self.forecast());
-            let fits = wanted <= free && forecast.fits(growth, self.options.blocks);
-            if seq.arrived > latest || !(fits || alone) {
-                let Some(bound) = self.options.policy.overtaking() else { return };
-                latest = latest.min(seq.arrived.saturating_add(bound));
-                (at, skipped) = (at + 1, skipped + 1);
-                continue;
-            }
-            forecast.add(growth);
-            free = free.saturating_sub(wanted);
-            self.waiting.remove(at);
-            self.running.push(id);
-        }
-    }
-
-    /// Whether it would run at once: there is a seat, or one that it takes from somebody behind it.
-    fn has_place(&self, id: SeqId) -> bool {
-        let (seats, places) = (self.options.max_seqs, self.options.max_seqs * self.options.policy.in_flight());
-        let ahead = || self.running.iter().filter(|r| self.seqs[r].rank < self.seqs[&id].rank).count();
-        self.running.len() < seats || (self.running.len() < places && ahead() < seats)
-    }
-
-    fn forecast(&self) -> Forecast {
-        let mut forecast = Forecast::default();
-        self.running.iter().for_each(|id| forecast.add(self.growth(*id)));
-        forecast
-    }
-
-    fn growth(&self, id: SeqId) -> Growth {
-        let (seq, size) = (&self.seqs[&id], self.options.block_size);
-        let (_, most) = self.lengths.remaining(&seq.progress(), self.options.growth_quantile);
-        let holds = (seq.tokens.len() + 1).div_ceil(size);
-        Growth { holds, wants: (seq.tokens.len() + 1 + most as usize).div_ceil(size) - holds }
-    }
-
     /// Takes a step's results; returns what clients are told.
     pub fn apply(&mut self, settled: &Settled) -> Vec<Event> {
         self.free_blocks = settled.free_blocks;
@@ -495,6 +386,8 @@ impl Scheduler {
             Ok(chosen) => chosen,
             Err(reason) => return Some(self.finish(result.seq, Finish::Failed { reason: reason.clone() })),
         };
+        seq.drafted += result.drafted;
+        seq.accepted += chosen.len().saturating_sub(1);
         if let Some(why) = seq.take(chosen, result.cached) {
             return Some(self.finish(result.seq, why));
         }
@@ -525,29 +418,14 @@ impl Scheduler {
             prompt_tokens: seq.prompt_len,
             completion_tokens: seq.output_len(),
             recomputed_tokens: seq.recomputed,
+            drafted_tokens: seq.drafted,
+            accepted_tokens: seq.accepted,
             reasoning_tokens: thinking.map_or(0, |t| t.counts.reasoning),
             thinking,
             decision: seq.decision().cloned(),
             cost: seq.cost,
         };
         Event { seq: id, tokens, spans, finish: Some(finished) }
-    }
-
-    /// The lengths of what ended; what was cut is known to be at least so long.
-    fn learn(&mut self, seq: &Sequence, why: &Finish, thinking: Option<ThinkingReport>) {
-        let depth = seq.decision().and_then(Decision::depth);
-        let counts = thinking.map(|t| t.counts);
-        let thought = counts.map_or(0, |c| c.reasoning);
-        if let Some(report) = thinking.filter(|_| thought > 0) {
-            let own = [CloseReason::Model, CloseReason::ToolCall, CloseReason::EndToken];
-            let ended = report.closed_by.is_some_and(|by| own.contains(&by));
-            self.lengths.end(depth, Part::Thinking, thought, ended, seq.passed[0]);
-        }
-        let said = counts.map_or(seq.output_len(), |c| c.content + c.tool_call);
-        if said > 0 {
-            let ended = matches!(why, Finish::Stop { .. } | Finish::StopString { .. });
-            self.lengths.end(depth, Part::Answer, said, ended, seq.passed[1]);
-        }
     }
 
     fn restart(&mut self, id: SeqId) {

@@ -205,7 +205,8 @@ impl Router {
     /// The next for a free slot of `instance`: of its own queue, else of the largest queue for smaller ones.
     fn start_waiting(&mut self, instance: usize) -> Option<(Ticket, usize)> {
         let size = |i: usize| self.instances[i].place.up_to.unwrap_or(usize::MAX);
-        let long_enough = |i: usize| self.instances[i].place.max_model_len <= self.instances[instance].place.max_model_len;
+        let long_enough =
+            |i: usize| self.instances[i].place.max_model_len <= self.instances[instance].place.max_model_len;
         let helped = |i: usize| i != instance && size(i) < size(instance) && long_enough(i);
         let willing = |i: usize| self.instances[i].queue.iter().position(|t| !self.tickets[t].named);
         let smaller = (0..self.instances.len()).filter(|i| helped(*i)).filter_map(|i| Some((i, willing(i)?)));

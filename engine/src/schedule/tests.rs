@@ -27,6 +27,7 @@ fn options(blocks: usize) -> SchedulerOptions {
         block_bytes: 1,
         drafts: DraftPolicy::Off,
         max_logit_rows: 64,
+        max_wait: None,
     }
 }
 

@@ -7,7 +7,7 @@ use super::oracle::Expected;
 use super::world::World;
 use crate::reason::Label;
 use crate::request::{Finish, Request, SeqId};
-use crate::schedule::Event;
+use crate::schedule::{Event, QUEUE_TIMEOUT};
 use crate::step::{Drafted, Reserved, Settled, StepPlan};
 
 /// What must hold; the numbers are those of the list in the map of the project.
@@ -252,7 +252,9 @@ impl World {
             Finish::Cancelled if answer.cancelled => Ok(answer.ended = true),
             Finish::Failed { reason } => {
                 answer.ended = true;
-                let explained = gave_up || answer.nan_at.is_some() || answer.faults >= 2;
+                // Its place in the queue was taken from it before it ran.
+                let late = reason == QUEUE_TIMEOUT && answer.told.is_empty();
+                let explained = late || gave_up || answer.nan_at.is_some() || answer.faults >= 2;
                 if explained { Ok(()) } else { Err((Law::OneAnswer, format!("{:?} fails: {reason}", answer.id))) }
             }
             _ => answer.end(finished),

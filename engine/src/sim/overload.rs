@@ -140,6 +140,7 @@ impl Load {
             block_bytes: 1,
             drafts: DraftPolicy::Off,
             max_logit_rows: self.seats,
+            max_wait: None,
         }
     }
 
