@@ -122,7 +122,8 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
     };
     let tokenizer = Arc::new(tokenizer());
     let step_timeout = Duration::from_millis(500);
-    System::start(SystemOptions { scheduler, target, tokenizer, drafter, step_timeout }).unwrap()
+    let (lengths, keep_lengths) = (Default::default(), None);
+    System::start(SystemOptions { scheduler, target, tokenizer, drafter, step_timeout, lengths, keep_lengths }).unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use ponder_actors::{BatchRunner, Loader, Submission, System, SystemOptions};
+use ponder_actors::{BatchRunner, KeepLengths, Loader, Submission, System, SystemOptions};
 use ponder_engine::backend::{Backend, DeviceInfo, DeviceKind};
 use ponder_engine::checkpoint::{Checkpoint, GenerationDefaults};
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
+use ponder_engine::reason::Survival;
 use ponder_engine::request::SamplingParams;
 use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
 use ponder_engine::spec::DrafterKind;
@@ -152,6 +153,8 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         (self.progress)(LoadProgress::Planned { device: describe(&info), sizing: sizing.clone() });
         let Opened { options, checkpoint, prompter } = self.opened;
         let (config, generation) = (checkpoint.config.clone(), checkpoint.generation.clone());
+        // A damaged file is told before anything is loaded.
+        let lengths = options.length_stats.as_deref().map(Survival::load).transpose()?.unwrap_or_default();
         let (report, reports) = mpsc::channel();
         let system = SystemOptions {
             scheduler: scheduler_options(&options, &sizing),
@@ -159,6 +162,8 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
             tokenizer: prompter.tokenizer().clone(),
             drafter: options.drafter,
             step_timeout: step_timeout(info.kind),
+            lengths,
+            keep_lengths: options.length_stats.clone().map(keep),
         };
         let started = std::thread::scope(|scope| {
             let starting = scope.spawn(move || System::start(system));
@@ -171,6 +176,15 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         system.handle().tracer().listen(options.trace.is_some());
         Ok(Engine { system, prompter, config, generation, device: info, sizing, trace: options.trace })
     }
+}
+
+/// Writes what was learnt about lengths.
+fn keep(path: PathBuf) -> KeepLengths {
+    Box::new(move |survival: &Survival| {
+        if let Err(error) = survival.save(&path) {
+            tracing::warn!(%error, "the lengths that were learnt are not kept");
+        }
+    })
 }
 
 /// What only the first load has: the files as they were checked, and somebody who watches.
@@ -204,7 +218,7 @@ fn loader<B: Backend>(
 }
 
 /// An answer is admitted for the memory that this share of its kind does not exceed.
-const GROWTH_QUANTILE: f64 = 0.8;
+const GROWTH_QUANTILE: f64 = 0.6;
 
 fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptions {
     let sizes = &sizing.runner;

@@ -71,7 +71,8 @@ impl Lengths {
             Part::Thinking => (p.thinking_cap, self.table(p.depth, Part::Answer)),
             Part::Answer => (usize::MAX, self.table(p.depth, p.part)),
         };
-        let (mut mean, mut most) = (table.mean_remaining(p.so_far, cap), table.quantile(p.so_far, q));
+        let reach = cap.min(p.so_far.saturating_add(p.room));
+        let (mut mean, mut most) = (table.mean_remaining(p.so_far, reach), table.quantile(p.so_far, q));
         most = (most - p.so_far as f64).min(cap.saturating_sub(p.so_far) as f64);
         if p.part == Part::Thinking {
             mean += after.mean_remaining(0, p.room);

@@ -19,7 +19,7 @@ fn options(blocks: usize) -> SchedulerOptions {
         prefill_chunk: 9,
         max_seqs: 6,
         max_waiting: 1000,
-        growth_quantile: 0.8,
+        growth_quantile: 0.0,
         policy: SchedulingPolicy::Fcfs,
         max_model_len: 100,
         blocks,

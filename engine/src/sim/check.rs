@@ -74,6 +74,8 @@ pub struct Answer {
     /// Times that the device was lost while it ran.
     pub(super) faults: usize,
     ended: bool,
+    /// A step computed something of it.
+    ran: bool,
 }
 
 impl Answer {
@@ -103,6 +105,7 @@ impl Answer {
             asked: false,
             faults: 0,
             ended: false,
+            ran: false,
         }
     }
 
@@ -204,6 +207,9 @@ impl World {
             self.report.preempted += 1;
             self.answers.get_mut(seq).expect("it ran").cached = 0;
         }
+        for seq in &reserved.plan.seqs {
+            self.answers.get_mut(&seq.seq).expect("it was accepted").ran = true;
+        }
         let block_size = self.scenario.options.block_size;
         let mut writers = HashSet::new();
         for (seq, table) in reserved.plan.seqs.iter().zip(&reserved.tables) {
@@ -253,7 +259,7 @@ impl World {
             Finish::Failed { reason } => {
                 answer.ended = true;
                 // Its place in the queue was taken from it before it ran.
-                let late = reason == QUEUE_TIMEOUT && answer.told.is_empty();
+                let late = reason == QUEUE_TIMEOUT && !answer.ran;
                 let explained = late || gave_up || answer.nan_at.is_some() || answer.faults >= 2;
                 if explained { Ok(()) } else { Err((Law::OneAnswer, format!("{:?} fails: {reason}", answer.id))) }
             }
