@@ -305,7 +305,7 @@ impl Scheduler {
             }
         }
         self.planned = plan.seqs.iter().map(|s| (s.seq, s.tokens.len())).collect();
-        for (seq, _) in &self.planned {
+        for seq in self.planned.keys() {
             self.seqs.get_mut(seq).expect("it runs").starts(now);
         }
         plan.released = std::mem::take(&mut self.released);

@@ -255,7 +255,10 @@ impl World {
         };
         let checked = answer.hear(&event);
         let ended = event.finish.as_ref().map(|finished| match &finished.why {
-            Finish::Cancelled if answer.cancelled => Ok(answer.ended = true),
+            Finish::Cancelled if answer.cancelled => {
+                answer.ended = true;
+                Ok(())
+            }
             Finish::Failed { reason } => {
                 answer.ended = true;
                 // Its place in the queue was taken from it before it ran.
