@@ -16,7 +16,6 @@
 
 use std::path::{Path, PathBuf};
 
-use ponder_engine::schedule::SchedulingPolicy;
 use ponder_engine::{Error, Result};
 use serde::Deserialize;
 
@@ -101,7 +100,7 @@ impl InstanceConfig {
             max_step_tokens: d.max_step_tokens.max(seqs),
             kv_memory: self.kv_memory.as_ref().map(bytes).transpose()?,
             block_size: self.block_size.unwrap_or(d.block_size),
-            scheduling_policy: self.scheduling_policy.as_deref().map_or(Ok(SchedulingPolicy::default()), str::parse)?,
+            scheduling_policy: self.scheduling_policy.as_deref().map_or(Ok(d.scheduling_policy), str::parse)?,
             length_stats: self.length_stats.clone(),
             ..d
         })

@@ -11,7 +11,7 @@ use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
 use ponder_engine::reason::Survival;
 use ponder_engine::request::SamplingParams;
-use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
+use ponder_engine::schedule::{DraftPolicy, SchedulerOptions, SchedulingPolicy};
 use ponder_engine::spec::DrafterKind;
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
@@ -227,7 +227,7 @@ fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptio
         prefill_chunk: options.prefill_chunk,
         max_seqs: options.max_num_seqs,
         max_waiting: options.max_waiting,
-        growth_quantile: GROWTH_QUANTILE,
+        growth_quantile: if options.scheduling_policy == SchedulingPolicy::Fcfs { 0.0 } else { GROWTH_QUANTILE },
         policy: options.scheduling_policy,
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,

@@ -117,7 +117,7 @@ impl EngineOptions {
             max_model_len: None,
             max_num_seqs: 16,
             max_waiting: 1024,
-            scheduling_policy: SchedulingPolicy::default(),
+            scheduling_policy: SchedulingPolicy::Fcfs,
             length_stats: None,
             kv_memory: None,
             block_size: 16,

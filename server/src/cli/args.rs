@@ -70,7 +70,7 @@ pub struct ModelArgs {
     pub max_step_tokens: usize,
     /// Who goes first: fcfs, priority (the smaller `priority` of a request), or reasoning (short expected work, within
     /// bounds)
-    #[arg(long, env = "PONDER_SCHEDULING_POLICY", default_value = "reasoning", value_name = "POLICY")]
+    #[arg(long, env = "PONDER_SCHEDULING_POLICY", default_value = "fcfs", value_name = "POLICY")]
     pub scheduling_policy: SchedulingPolicy,
     /// Keep what is learnt about the lengths of thinking and answers in this file
     #[arg(long, env = "PONDER_LENGTH_STATS", value_name = "FILE")]
