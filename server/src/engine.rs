@@ -4,12 +4,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use ponder_actors::{BatchRunner, KeepLengths, Loader, Submission, System, SystemOptions};
+use ponder_actors::{BatchRunner, Loader, Submission, System, SystemOptions};
 use ponder_engine::backend::{Backend, DeviceInfo, DeviceKind};
 use ponder_engine::checkpoint::{Checkpoint, GenerationDefaults};
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
-use ponder_engine::reason::Survival;
 use ponder_engine::request::SamplingParams;
 use ponder_engine::schedule::{DraftPolicy, SchedulerOptions, SchedulingPolicy};
 use ponder_engine::spec::DrafterKind;
@@ -153,8 +152,6 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         (self.progress)(LoadProgress::Planned { device: describe(&info), sizing: sizing.clone() });
         let Opened { options, checkpoint, prompter } = self.opened;
         let (config, generation) = (checkpoint.config.clone(), checkpoint.generation.clone());
-        // A damaged file is told before anything is loaded.
-        let lengths = options.length_stats.as_deref().map(Survival::load).transpose()?.unwrap_or_default();
         let (report, reports) = mpsc::channel();
         let system = SystemOptions {
             scheduler: scheduler_options(&options, &sizing),
@@ -162,8 +159,8 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
             tokenizer: prompter.tokenizer().clone(),
             drafter: options.drafter,
             step_timeout: step_timeout(info.kind),
-            lengths,
-            keep_lengths: options.length_stats.clone().map(keep),
+            lengths: Default::default(),
+            keep_lengths: None,
         };
         let started = std::thread::scope(|scope| {
             let starting = scope.spawn(move || System::start(system));
@@ -176,15 +173,6 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         system.handle().tracer().listen(options.trace.is_some());
         Ok(Engine { system, prompter, config, generation, device: info, sizing, trace: options.trace })
     }
-}
-
-/// Writes what was learnt about lengths.
-fn keep(path: PathBuf) -> KeepLengths {
-    Box::new(move |survival: &Survival| {
-        if let Err(error) = survival.save(&path) {
-            tracing::warn!(%error, "the lengths that were learnt are not kept");
-        }
-    })
 }
 
 /// What only the first load has: the files as they were checked, and somebody who watches.
@@ -217,18 +205,15 @@ fn loader<B: Backend>(
     })
 }
 
-/// An answer is admitted for the memory that this share of its kind does not exceed.
-const GROWTH_QUANTILE: f64 = 0.6;
-
 fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptions {
     let sizes = &sizing.runner;
     SchedulerOptions {
         max_step_tokens: options.max_step_tokens,
         prefill_chunk: options.prefill_chunk,
         max_seqs: options.max_num_seqs,
-        max_waiting: options.max_waiting,
-        growth_quantile: if options.scheduling_policy == SchedulingPolicy::Fcfs { 0.0 } else { GROWTH_QUANTILE },
-        policy: options.scheduling_policy,
+        max_waiting: usize::MAX,
+        growth_quantile: 0.0,
+        policy: SchedulingPolicy::Fcfs,
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,
         block_size: sizes.kv.block_size,

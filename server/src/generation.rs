@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 
 use ponder_engine::reason::{Decision, ThinkingReport};
 use ponder_engine::request::{Finish, RequestId};
-use ponder_engine::schedule::{Cost, Finished};
+use ponder_engine::schedule::Finished;
 use ponder_engine::{DeviceFault, Error, Result};
-
-use crate::fleet::Seat;
 
 /// Something new.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +32,7 @@ pub struct Completion {
     pub cached_tokens: usize,
     /// Tokens generated: thinking, answer, and the end token.
     pub completion_tokens: usize,
-    /// Those of the thinking, without its marks.
+    /// Those of the thinking, its marks included.
     pub reasoning_tokens: usize,
     /// Tokens computed more than once, after a preemption or a lost device.
     pub recomputed_tokens: usize,
@@ -52,17 +50,9 @@ pub struct Completion {
     pub decision: Option<Decision>,
     /// How long it took.
     pub timings: Timings,
-    /// What it took from the machine.
-    pub cost: Cost,
 }
 
 impl Completion {
-    /// Tokens of the answer itself: neither thinking nor its marks, nor an end token.
-    pub fn answer_tokens(&self) -> usize {
-        let end = usize::from(matches!(self.finish, Finish::Stop { .. }));
-        self.thinking.map_or(self.completion_tokens - end, |t| t.counts.content + t.counts.tool_call)
-    }
-
     /// OpenAI's word for why it ended: `stop`, `length`, `cancelled` or `error`.
     pub fn finish_reason(&self) -> &'static str {
         self.finish.reason()
@@ -107,8 +97,6 @@ pub struct Choices {
     started: Instant,
     answers: Vec<Answer>,
     ready: VecDeque<(usize, Update)>,
-    /// Its place among instances, if there are several.
-    seat: Option<Seat>,
 }
 
 /// One answer so far.
@@ -124,17 +112,7 @@ struct Answer {
 impl Choices {
     pub(crate) fn new(inner: ponder_actors::Generation, started: Instant, n: usize) -> Self {
         let answers = (0..n).map(|_| Answer::default()).collect();
-        Self { inner, started, answers, ready: VecDeque::new(), seat: None }
-    }
-
-    /// The same, holding a seat until it is dropped.
-    pub fn on(self, seat: Seat) -> Self {
-        Self { seat: Some(seat), ..self }
-    }
-
-    /// A request with one answer, as such.
-    pub fn into_generation(self) -> Generation {
-        Generation::new(self)
+        Self { inner, started, answers, ready: VecDeque::new() }
     }
 
     /// The engine's id of the request.
@@ -178,9 +156,8 @@ impl Choices {
             self.ready.push_back((choice, Update::Answer(update.text)));
         }
         if let Some(finished) = update.finish {
-            let done = std::mem::take(answer).completion(finished, now);
-            self.seat.iter().for_each(|seat| seat.learn(&done));
-            self.ready.push_back((choice, Update::Done(Box::new(done))));
+            let answer = std::mem::take(answer);
+            self.ready.push_back((choice, Update::Done(Box::new(answer.completion(finished, now)))));
         }
     }
 }
@@ -208,7 +185,6 @@ impl Answer {
             thinking: finished.thinking,
             decision: finished.decision,
             timings,
-            cost: finished.cost,
         }
     }
 }

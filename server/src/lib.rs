@@ -19,9 +19,7 @@
 //! [`http`] serves models over HTTP. [`score`] runs a model over a given text without generating.
 
 pub mod backends;
-pub mod config;
 mod engine;
-mod fleet;
 mod generation;
 pub mod http;
 pub mod memory;
@@ -33,8 +31,7 @@ pub mod score;
 
 pub use backends::WithBackend;
 pub use engine::Engine;
-pub use fleet::{Fleet, Seat};
 pub use generation::{Choices, Completion, Generation, Timings, Update};
 pub use opened::{LoadProgress, Opened};
-pub use options::{BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, EngineOptions, byte_count};
+pub use options::{BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, EngineOptions};
 pub use prompt::Prompt;

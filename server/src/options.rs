@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ponder_engine::format::KvFormat;
-use ponder_engine::schedule::{DraftPolicy, SchedulingPolicy};
+use ponder_engine::schedule::DraftPolicy;
 use ponder_engine::spec::{DrafterKind, LengthOptions};
 use ponder_engine::{Error, Result};
 
@@ -72,14 +72,8 @@ pub struct EngineOptions {
     /// Longest prompt and answer together, in tokens; the model's own context, at most
     /// [`DEFAULT_MODEL_LEN`], if `None`.
     pub max_model_len: Option<usize>,
-    /// Most sequences in one step.
+    /// Most sequences in flight.
     pub max_num_seqs: usize,
-    /// Most answers that wait for a place; more are refused as [`Error::Busy`].
-    pub max_waiting: usize,
-    /// Who goes first.
-    pub scheduling_policy: SchedulingPolicy,
-    /// Where what is learnt about lengths is kept, and found again; `None` forgets it.
-    pub length_stats: Option<PathBuf>,
     /// Bytes of the KV pool; enough for [`DEFAULT_POOL_SEQS`] of the longest sequences (or
     /// `max_num_seqs`, if that is less), as far as memory goes, if `None`.
     pub kv_memory: Option<u64>,
@@ -116,9 +110,6 @@ impl EngineOptions {
             kv_cache_dtype: KvFormat::F16,
             max_model_len: None,
             max_num_seqs: 16,
-            max_waiting: 1024,
-            scheduling_policy: SchedulingPolicy::Fcfs,
-            length_stats: None,
             kv_memory: None,
             block_size: 16,
             prefill_chunk: 512,
@@ -164,30 +155,6 @@ impl EngineOptions {
     }
 }
 
-/// `123`, `500M`, `2G`: powers of 1000, as the memory plan prints them.
-///
-/// # Errors
-/// If it is none of these.
-pub fn byte_count(word: &str) -> Result<u64, String> {
-    let digits = word.trim_end_matches(['B', 'b']);
-    let (digits, unit) = match digits.char_indices().last() {
-        Some((at, c)) if c.is_ascii_alphabetic() => (&digits[..at], c.to_ascii_uppercase()),
-        _ => (digits, ' '),
-    };
-    let factor = match unit {
-        ' ' => Some(1.0),
-        'K' => Some(1e3),
-        'M' => Some(1e6),
-        'G' => Some(1e9),
-        'T' => Some(1e12),
-        _ => None,
-    };
-    match (digits.trim().parse::<f64>(), factor) {
-        (Ok(n), Some(factor)) if n.is_finite() && n > 0.0 => Ok((n * factor) as u64),
-        _ => Err("it is no number of bytes such as 500M or 2G".into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,16 +174,5 @@ mod tests {
         assert!(broken.validate().unwrap_err().to_string().starts_with("block_size: 0"));
         let broken = EngineOptions { max_step_tokens: 8, ..EngineOptions::new("m") };
         assert!(broken.validate().unwrap_err().to_string().starts_with("max_step_tokens: 8"));
-    }
-
-    #[test]
-    fn bytes_in_words_and_back() {
-        assert_eq!(
-            (byte_count("123"), byte_count("1.5G"), byte_count("500MB")),
-            (Ok(123), Ok(1_500_000_000), Ok(500_000_000))
-        );
-        for wrong in ["", "G", "x", "-1", "1Q", "nan"] {
-            assert!(byte_count(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use ponder::models::{self, DEFAULT_MODEL};
-use ponder::{BackendChoice, EngineOptions, byte_count};
+use ponder::{BackendChoice, EngineOptions};
 use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
 use ponder_engine::request::SamplingParams;
-use ponder_engine::schedule::{DraftPolicy, SchedulingPolicy};
+use ponder_engine::schedule::DraftPolicy;
 use ponder_engine::spec::{DrafterKind, LengthOptions};
 
 /// Which model, on what, with how much memory.
@@ -68,13 +68,6 @@ pub struct ModelArgs {
         hide_short_help = true
     )]
     pub max_step_tokens: usize,
-    /// Who goes first: fcfs, priority (the smaller `priority` of a request), or reasoning (short expected work, within
-    /// bounds)
-    #[arg(long, env = "PONDER_SCHEDULING_POLICY", default_value = "fcfs", value_name = "POLICY")]
-    pub scheduling_policy: SchedulingPolicy,
-    /// Keep what is learnt about the lengths of thinking and answers in this file
-    #[arg(long, env = "PONDER_LENGTH_STATS", value_name = "FILE")]
-    pub length_stats: Option<PathBuf>,
     /// Who guesses tokens ahead, for the model to check several at once: none, ngram or suffix. The answer
     /// stays the same
     #[arg(long, env = "PONDER_DRAFT_MODEL", default_value = "none", value_name = "DRAFTER")]
@@ -98,8 +91,6 @@ impl ModelArgs {
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
-            scheduling_policy: self.scheduling_policy,
-            length_stats: self.length_stats.clone(),
             drafter: self.draft_model,
             drafts: self.num_speculative_tokens,
             ..EngineOptions::new(models::resolve(&self.model)?)
@@ -219,5 +210,42 @@ fn kv_format(word: &str) -> Result<KvFormat, String> {
         "f16" => Ok(KvFormat::F16),
         "bf16" => Ok(KvFormat::BF16),
         _ => Err("it is none of f32, f16, bf16".into()),
+    }
+}
+
+/// `123`, `500M`, `2G`: powers of 1000, as the memory plan prints them.
+fn byte_count(word: &str) -> Result<u64, String> {
+    let digits = word.trim_end_matches(['B', 'b']);
+    let (digits, unit) = match digits.char_indices().last() {
+        Some((at, c)) if c.is_ascii_alphabetic() => (&digits[..at], c.to_ascii_uppercase()),
+        _ => (digits, ' '),
+    };
+    let factor = match unit {
+        ' ' => Some(1.0),
+        'K' => Some(1e3),
+        'M' => Some(1e6),
+        'G' => Some(1e9),
+        'T' => Some(1e12),
+        _ => None,
+    };
+    match (digits.trim().parse::<f64>(), factor) {
+        (Ok(n), Some(factor)) if n.is_finite() && n > 0.0 => Ok((n * factor) as u64),
+        _ => Err("it is no number of bytes such as 500M or 2G".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_in_words_and_back() {
+        assert_eq!(
+            (byte_count("123"), byte_count("1.5G"), byte_count("500MB")),
+            (Ok(123), Ok(1_500_000_000), Ok(500_000_000))
+        );
+        for wrong in ["", "G", "x", "-1", "1Q", "nan"] {
+            assert!(byte_count(wrong).is_err(), "{wrong}");
+        }
     }
 }

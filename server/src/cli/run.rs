@@ -1,18 +1,15 @@
 //! `ponder run`: one prompt, one answer.
 
 use std::io::{IsTerminal, Read};
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use ponder::config::FleetConfig;
-use ponder::models::DEFAULT_MODEL;
 use ponder::score::{likeliest, log_probability, score};
-use ponder::{Completion, Engine, Fleet, Generation, Opened, Prompt, Update, WithBackend, backends};
+use ponder::{Completion, Engine, Opened, Prompt, Update, WithBackend, backends};
 use ponder_engine::Error;
 use ponder_engine::backend::{Backend, DeviceInfo};
-use ponder_engine::request::Finish;
+use ponder_engine::request::{Finish, SamplingParams};
 use ponder_engine::text::Message;
 use serde_json::{Value, json};
 
@@ -42,12 +39,6 @@ pub struct RunArgs {
     /// With --json: the N likeliest tokens of every step and the logarithms of their probabilities
     #[arg(long, env = "PONDER_TOP_LOGPROBS", allow_negative_numbers = true, value_name = "N", requires = "json")]
     pub top_logprobs: Option<usize>,
-    /// Several instances, described in a TOML file; the prompt goes to the one that suits its expected length
-    #[arg(long, env = "PONDER_CONFIG", value_name = "FILE", conflicts_with = "top_logprobs")]
-    pub config: Option<PathBuf>,
-    /// With --config: only this instance
-    #[arg(long, env = "PONDER_INSTANCE", value_name = "NAME", requires = "config")]
-    pub instance: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -58,9 +49,6 @@ pub struct RunArgs {
 
 /// Answers.
 pub fn run(args: RunArgs) -> Result<()> {
-    if let Some(config) = &args.config {
-        return run_fleet(&args, config);
-    }
     let mut options = args.model.options(1)?;
     options.trace.clone_from(&args.output.trace);
     let text = prompt_text(&args.prompt)?;
@@ -74,7 +62,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     let mut loading = Loading::new(&args.output);
     let engine = opened.load(|p| loading.show(p))?;
     loading.done();
-    let completion = answer(engine.generate(prompt, params)?, !args.output.json)?;
+    let completion = answer(&engine, prompt, params, !args.output.json)?;
     engine.write_trace()?;
     if args.output.json {
         let mut json = as_json(&engine, &prompt_ids, &completion, &args.model.model);
@@ -125,31 +113,6 @@ impl WithBackend for Logprobs {
     }
 }
 
-/// The same with several instances.
-fn run_fleet(args: &RunArgs, config: &Path) -> Result<()> {
-    if args.model.model != DEFAULT_MODEL {
-        return Err(Error::invalid("model", "the models stand in the configuration; --instance picks one").into());
-    }
-    let text = prompt_text(&args.prompt)?;
-    let prompt = if args.raw { Prompt::Raw(text) } else { chat_prompt(args.system.as_deref(), text) };
-    let config = FleetConfig::read(config)?;
-    let mut loading = Loading::new(&args.output);
-    let fleet = Fleet::load(config, |_, progress| loading.show(progress))?;
-    loading.done();
-    let params = |engine: &Engine| args.sampling.params(engine.generation_defaults());
-    let named = args.instance.as_deref();
-    let (name, generation) = fleet.generate(named, prompt, args.sampling.max_tokens, params)?;
-    let completion = answer(generation.into_generation(), !args.output.json)?;
-    if args.output.json {
-        let mut json = completion_json(&completion);
-        json["instance"] = json!(name);
-        super::print_json(&json);
-    } else if !args.output.quiet {
-        eprintln!("[answered by {name}]");
-    }
-    Ok(())
-}
-
 fn prompt_text(argument: &str) -> Result<String> {
     if argument != "-" {
         return Ok(argument.to_string());
@@ -165,9 +128,9 @@ fn chat_prompt(system: Option<&str>, text: String) -> Prompt {
 }
 
 /// Runs one request, with its text on stdout if `show`.
-fn answer(generation: Generation, show: bool) -> Result<Completion> {
+fn answer(engine: &Engine, prompt: Prompt, params: SamplingParams, show: bool) -> Result<Completion> {
     let mut screen = Screen::new(show);
-    for update in generation {
+    for update in engine.generate(prompt, params)? {
         match update {
             Update::Thinking(text) => screen.thinking(&text),
             Update::Answer(text) => screen.answer(&text),
@@ -242,14 +205,6 @@ pub fn completion_json(c: &Completion) -> Value {
         "prompt_tokens": c.prompt_tokens,
         "completion_tokens": c.completion_tokens,
         "reasoning_tokens": c.reasoning_tokens,
-        "answer_tokens": c.answer_tokens(),
-        "cached_tokens": c.cached_tokens,
-        "recomputed_tokens": c.recomputed_tokens,
-        "cost": {
-            "queue_ms": c.cost.queue_time.as_secs_f64() * 1e3,
-            "device_ms": c.cost.device_time.as_secs_f64() * 1e3,
-            "kv_byte_seconds": c.cost.kv_byte_seconds,
-        },
         "token_ids": c.token_ids,
         "finish_reason": c.finish_reason(),
         "timings": {

@@ -187,7 +187,6 @@ impl From<Error> for ApiError {
                 let error = Self::invalid(field, message);
                 Self { code: too_long.then_some("context_length_exceeded"), ..error }
             }
-            Error::Busy { .. } => Self::unavailable("queue_full", error.to_string(), 5),
             Error::Template(message) => Self::invalid("messages", format!("the chat template refuses them: {message}")),
             Error::Tokenizer(message) => Self::invalid("prompt", format!("cannot be tokenised: {message}")),
             other => {

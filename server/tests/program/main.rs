@@ -3,4 +3,3 @@
 mod bad_input;
 mod cli;
 mod common;
-mod instances;

@@ -75,8 +75,6 @@ pub struct Sampling<'a> {
     pub ignore_eos: Option<bool>,
     /// Exact cap on the thinking; -1 is none.
     pub thinking_token_budget: Option<i64>,
-    /// Importance; the smaller number goes first.
-    pub priority: Option<i32>,
 }
 
 impl Sampling<'_> {
@@ -105,7 +103,6 @@ impl Sampling<'_> {
             stop: self.stop.map(OneOrMany::to_vec).unwrap_or_default(),
             stop_token_ids: self.stop_token_ids.unwrap_or_default().to_vec(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
-            priority: self.priority.unwrap_or(0),
             thinking_token_budget: match self.thinking_token_budget {
                 Some(budget) => budget_of("thinking_token_budget", budget)?,
                 None => None,
@@ -175,8 +172,6 @@ macro_rules! sampled_request {
             /// Answers to generate.
             #[schema(minimum = 1, maximum = 128)]
             pub n: Option<u32>,
-            /// With `--scheduling-policy priority`: the smaller number goes first.
-            pub priority: Option<i32>,
             /// The same seed gives the same answer; a random one if it is left out.
             pub seed: Option<i64>,
             /// The answer ends before any of these.
@@ -241,7 +236,6 @@ macro_rules! sampled_request {
                     stop_token_ids: self.stop_token_ids.as_deref(),
                     ignore_eos: self.ignore_eos,
                     thinking_token_budget: None,
-                    priority: self.priority,
                 }
             }
 

@@ -80,12 +80,6 @@ pub struct Timings {
     pub total_ms: f64,
     /// Tokens computed again, after a preemption or a lost device.
     pub recomputed_n: usize,
-    /// From the request's arrival until it ran.
-    pub queue_ms: f64,
-    /// Its share of the device's time.
-    pub device_ms: f64,
-    /// Bytes of cache that it held, times the seconds for which it held them.
-    pub kv_byte_seconds: f64,
     /// What became of the thinking, for models that think.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thinking: Option<Value>,
@@ -114,9 +108,6 @@ impl Timings {
             ttfa_ms: t.first_answer_ms,
             total_ms: t.total_ms,
             recomputed_n: done.recomputed_tokens,
-            queue_ms: done.cost.queue_time.as_secs_f64() * 1e3,
-            device_ms: done.cost.device_time.as_secs_f64() * 1e3,
-            kv_byte_seconds: done.cost.kv_byte_seconds,
             thinking: done.thinking.as_ref().map(json),
             decision: done.decision.as_ref().map(decided),
         }
