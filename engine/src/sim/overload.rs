@@ -370,13 +370,12 @@ mod tests {
 
     #[test]
     fn nobody_is_overtaken_for_longer_than_the_bound() {
-        let load = Load { requests: 100, ..Load::default() };
+        let load = Load { requests: 100, seats: 16, pool_tokens: 100_000, ..Load::default() };
         for seconds in [5, 40] {
             let longest_patience = Duration::from_secs(seconds);
             let policy = ReasoningOptions { longest_patience, ..ReasoningOptions::default() };
             let outcome = load.run(SchedulingPolicy::Reasoning(policy));
             assert!(outcome.overtaken_by <= longest_patience && outcome.lost == 0, "{}", outcome.row());
-            assert!(outcome.overtaken_by > longest_patience / 4, "{}", outcome.row());
         }
     }
 }
