@@ -18,5 +18,6 @@ pub mod view;
 
 pub use device::{BatchRunner, Loader};
 pub use draft::DraftSetup;
+pub use shells::KeepLengths;
 pub use streamer::Update;
 pub use system::{Generation, Handle, Submission, System, SystemOptions};

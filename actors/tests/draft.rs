@@ -113,9 +113,13 @@ fn system_with(
         max_step_tokens: 64,
         prefill_chunk: 7,
         max_seqs: 8,
+        max_waiting: 1000,
+        growth_quantile: 0.8,
+        policy: Default::default(),
         max_model_len: 120,
         blocks,
         block_size: BLOCK,
+        block_bytes: 1,
         drafts,
         drafter: Source::Model,
         max_logit_rows: 64,
@@ -135,6 +139,8 @@ fn system_with(
         lookup: Lookup::None,
         draft,
         step_timeout: Duration::from_secs(5),
+        lengths: Default::default(),
+        keep_lengths: None,
     })
     .unwrap()
 }
@@ -142,7 +148,7 @@ fn system_with(
 fn ask(system: &System, i: u32, max_tokens: usize) -> Generation {
     let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
     let prompt = (0..3 + i * 5 % 17).map(|t| 65 + (t * 7 + i) % 26).collect();
-    let submission = Submission { prompt, params, eos: vec![0], thinking: None, tenant: "".into() };
+    let submission = Submission { prompt, params, eos: vec![0], thinking: None, grammar: None, tenant: "".into() };
     system.handle().submit_blocking(submission).unwrap()
 }
 

@@ -86,9 +86,13 @@ fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<Atomic
         max_step_tokens: 32,
         prefill_chunk: 7,
         max_seqs: 8,
+        max_waiting: 1000,
+        growth_quantile: 0.8,
+        policy: Default::default(),
         max_model_len: 120,
         blocks,
         block_size: BLOCK,
+        block_bytes: 1,
         drafts,
         drafter: Source::Suffix,
         max_logit_rows: 64,
@@ -96,7 +100,10 @@ fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<Atomic
     };
     let tokenizer = Arc::new(common::tokenizer());
     let step_timeout = Duration::from_millis(500);
-    System::start(SystemOptions { scheduler, target, tokenizer, lookup, draft: None, step_timeout }).unwrap()
+    let (lengths, keep_lengths) = (Default::default(), None);
+    let options =
+        SystemOptions { scheduler, target, tokenizer, lookup, draft: None, step_timeout, lengths, keep_lengths };
+    System::start(options).unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {

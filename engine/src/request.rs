@@ -59,6 +59,8 @@ pub struct SamplingParams {
     pub reasoning_effort: Option<Effort>,
     /// Tokens of `max_tokens` that thinking leaves to the answer; `None`: 256, or half if that is less.
     pub answer_reserve: Option<usize>,
+    /// Importance, with the scheduling policy `priority`: the smaller number goes first. 0 elsewhere.
+    pub priority: i32,
 }
 
 impl Default for SamplingParams {
@@ -81,6 +83,7 @@ impl Default for SamplingParams {
             thinking_token_budget: None,
             reasoning_effort: None,
             answer_reserve: None,
+            priority: 0,
         }
     }
 }

@@ -10,7 +10,7 @@ use ponder_engine::checkpoint::{Checkpoint, GenerationDefaults};
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
 use ponder_engine::request::SamplingParams;
-use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
+use ponder_engine::schedule::{DraftPolicy, SchedulerOptions, SchedulingPolicy};
 use ponder_engine::spec::{Lookup, Source};
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
@@ -158,12 +158,14 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         let draft =
             draft.map(|draft| drafting::setup(&options, draft, &checkpoint.config, &sizing.runner)).transpose()?;
         let system = SystemOptions {
-            scheduler: scheduler_options(&options, &sizing.runner),
+            scheduler: scheduler_options(&options, &sizing),
             target: loader(options.model.clone(), First { checkpoint, report: Some(report) }, sizing.runner, make),
             tokenizer: prompter.tokenizer().clone(),
             lookup: options.lookup,
             draft,
             step_timeout: step_timeout(info.kind),
+            lengths: Default::default(),
+            keep_lengths: None,
         };
         let started = std::thread::scope(|scope| {
             let starting = scope.spawn(move || System::start(system));
@@ -215,14 +217,19 @@ pub(crate) fn loader<B: Backend>(
     })
 }
 
-fn scheduler_options(options: &EngineOptions, sizes: &RunnerOptions) -> SchedulerOptions {
+fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptions {
+    let sizes = &sizing.runner;
     SchedulerOptions {
         max_step_tokens: options.max_step_tokens,
         prefill_chunk: options.prefill_chunk,
         max_seqs: options.max_num_seqs,
+        max_waiting: usize::MAX,
+        growth_quantile: 0.0,
+        policy: SchedulingPolicy::Fcfs,
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,
         block_size: sizes.kv.block_size,
+        block_bytes: sizing.plan.per_block(),
         drafts: if usual(options) == Source::Nobody { DraftPolicy::Off } else { options.drafts },
         drafter: usual(options),
         max_logit_rows: sizes.max_logit_rows,

@@ -1,22 +1,31 @@
 //! Who runs in a step: continuous batching with chunked prefill, as a plain state machine.
 //!
 //! A request has no prefill and decode phases here, only a count of cached tokens; every step gives
-//! each running sequence some of what it lacks until the step's token budget ends, the oldest first.
+//! each running sequence some of what it lacks until the step's token budget ends: who decodes first, then prompts,
+//! in the order that the [`policy`] prefers.
 //! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
 
+mod account;
 mod drafting;
+pub mod policy;
+pub mod route;
+mod seats;
 mod sequence;
+mod supervision;
 mod view;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+pub use account::Cost;
 use drafting::Drafting;
+pub use policy::{ReasoningOptions, SchedulingPolicy};
 pub use sequence::{Sequence, StopText};
+pub use supervision::{Supervision, Verdict};
 pub use view::{Lane, SchedulerView, SeqView};
 
 use crate::error::{Error, Result};
-use crate::reason::{Decision, Span, ThinkingReport};
+use crate::reason::{Decision, Lengths, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
 use crate::spec::{LengthOptions, Source, SpecReport};
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
@@ -28,14 +37,23 @@ pub struct SchedulerOptions {
     pub max_step_tokens: usize,
     /// Most tokens of one prompt in one step.
     pub prefill_chunk: usize,
-    /// Most sequences in flight.
+    /// Most sequences in one step.
     pub max_seqs: usize,
+    /// Most answers that wait; more are refused. One request's answers are taken together or not at all.
+    pub max_waiting: usize,
+    /// An answer starts when the pool will hold it and all in flight, as far as this quantile of their expected
+    /// lengths tells; 0 looks at what is there only.
+    pub growth_quantile: f64,
+    /// Who goes first.
+    pub policy: SchedulingPolicy,
     /// Longest prompt and answer together, in tokens.
     pub max_model_len: usize,
     /// Blocks of the pool, and their size: what can never fit is refused.
     pub blocks: usize,
     /// Tokens per block.
     pub block_size: usize,
+    /// Bytes per block, for accounting.
+    pub block_bytes: u64,
     /// Guesses per sequence and step.
     pub drafts: DraftPolicy,
     /// Who guesses as a rule, until a sequence has shown who does.
@@ -98,6 +116,8 @@ pub struct Finished {
     pub decision: Option<Decision>,
     /// What guessing did for it.
     pub speculation: Box<SpecReport>,
+    /// What it took.
+    pub cost: Cost,
 }
 
 /// The requests in flight.
@@ -113,6 +133,11 @@ pub struct Scheduler {
     free_blocks: usize,
     preempted_last: bool,
     drafting: Drafting,
+    lengths: Lengths,
+    /// Mean time of a step, decayed: what a token of a running answer takes.
+    step_time: Duration,
+    planned_at: Duration,
+    planned: HashMap<SeqId, usize>,
 }
 
 impl Scheduler {
@@ -129,7 +154,20 @@ impl Scheduler {
             free_blocks: options.blocks,
             preempted_last: false,
             drafting: Drafting::new(options.drafts, options.drafter),
+            lengths: Lengths::default(),
+            step_time: Duration::from_millis(20),
+            planned_at: Duration::ZERO,
+            planned: HashMap::new(),
         }
+    }
+
+    /// With what was learnt about lengths before.
+    pub fn with_lengths(self, lengths: Lengths) -> Self {
+        Self { lengths, ..self }
+    }
+    /// What is known about lengths: learnt from every answer that ends.
+    pub fn lengths(&self) -> &Lengths {
+        &self.lengths
     }
 
     /// Takes a request, or says why it can never run. `stop_text` is asked once per answer.
@@ -146,6 +184,12 @@ impl Scheduler {
         if len >= max {
             return Err(Error::invalid("prompt", format!("{len} tokens leave no room for an answer in {max}")));
         }
+        if request.params.priority != 0 && self.options.policy != SchedulingPolicy::Priority {
+            return Err(Error::invalid("priority", "counts with the scheduling policy \"priority\" only"));
+        }
+        if self.waiting.len() + request.params.n as usize > self.options.max_waiting {
+            return Err(Error::Busy { waiting: self.waiting.len() });
+        }
         for choice in 0..request.params.n {
             let seq = Sequence::new(request, choice, max, now, stop_text());
             if !seq.has_room() {
@@ -161,8 +205,10 @@ impl Scheduler {
                 self.forget(request.id);
                 return Err(Error::invalid("prompt", message));
             }
-            self.waiting.push_back(seq.id);
-            self.seqs.insert(seq.id, seq);
+            let id = seq.id;
+            self.seqs.insert(id, seq);
+            self.rank(id);
+            self.wait(id);
         }
         Ok(())
     }
@@ -229,6 +275,11 @@ impl Scheduler {
         if self.is_idle() || only.is_some_and(|id| !self.seqs.contains_key(&id)) {
             return None;
         }
+        self.hold(now.saturating_sub(self.planned_at));
+        self.planned_at = now;
+        for id in self.running.clone() {
+            self.rank(id);
+        }
         match only {
             Some(id) if !self.running.contains(&id) => {
                 self.waiting.retain(|s| *s != id);
@@ -237,18 +288,23 @@ impl Scheduler {
             Some(_) => {}
             None => self.admit(),
         }
+        self.running.sort_by_key(|id| self.seqs[id].rank);
+        let shares = self.shares(only);
         let mut budget = self.options.max_step_tokens;
         let mut plan = StepPlan { id: StepId(self.next_step), ..StepPlan::default() };
         self.next_step += 1;
-        for id in &self.running {
-            let sits_out = only.is_some_and(|only| only != *id);
-            let share = self.seqs[id].plan(if sits_out { 0 } else { budget.min(self.options.prefill_chunk) });
+        for (id, share) in self.running.iter().zip(shares) {
+            let share = self.seqs[id].plan(share);
             if share.tokens.is_empty() {
                 plan.idle.push(*id);
             } else {
                 budget -= share.tokens.len();
                 plan.seqs.push(share);
             }
+        }
+        self.planned = plan.seqs.iter().map(|s| (s.seq, s.tokens.len())).collect();
+        for seq in self.planned.keys() {
+            self.seqs.get_mut(seq).expect("it runs").starts(now);
         }
         plan.released = std::mem::take(&mut self.released);
         self.drafting.plan(&mut plan, &self.seqs, budget, self.options.max_logit_rows);
@@ -258,7 +314,7 @@ impl Scheduler {
     /// Ends what waited too long and was never computed.
     fn expire(&mut self, now: Duration) {
         let Some(max_wait) = self.options.max_wait else { return };
-        let late = |s: &Sequence| s.recomputed == 0 && now.saturating_sub(s.arrived) > max_wait;
+        let late = |s: &Sequence| !s.started && now.saturating_sub(s.arrived) > max_wait;
         let late: Vec<SeqId> = self.waiting.iter().filter(|id| late(&self.seqs[id])).copied().collect();
         late.into_iter().for_each(|id| self.fail(id, QUEUE_TIMEOUT));
     }
@@ -272,37 +328,13 @@ impl Scheduler {
         self.drafting.total()
     }
 
-    /// Lets waiting sequences start while there is a seat and their whole known part fits in free blocks.
-    /// Nobody is admitted right after a preemption: the pool is short already.
-    fn admit(&mut self) {
-        let blocks_of = |seq: &Sequence| (seq.tokens.len() + 1).div_ceil(self.options.block_size);
-        let growing: usize = self.running.iter().map(|id| blocks_of(&self.seqs[id])).sum();
-        let mut free = if self.running.is_empty() {
-            self.options.blocks
-        } else {
-            // What running prompts still lack is spoken for.
-            self.options.blocks.saturating_sub(growing).min(self.free_blocks.max(1))
-        };
-        while let Some(id) = self.waiting.front().copied() {
-            let wanted = blocks_of(&self.seqs[&id]);
-            let alone = self.running.is_empty();
-            let seat = self.running.len() < self.options.max_seqs && (alone || !self.preempted_last);
-            if !seat || (wanted > free && !alone) {
-                break;
-            }
-            free = free.saturating_sub(wanted);
-            self.waiting.pop_front();
-            self.running.push(id);
-        }
-    }
-
     /// Takes a step's results; returns what clients are told.
     pub fn apply(&mut self, settled: &Settled) -> Vec<Event> {
         self.free_blocks = settled.free_blocks;
         self.preempted_last = !settled.preempted.is_empty();
         self.drafting.observe(settled);
+        self.charge(settled);
         let mut events = self.drain_ended();
-        // The last preempted was the most important of them: it goes back to the front last.
         for id in &settled.preempted {
             self.restart(*id);
         }
@@ -327,6 +359,11 @@ impl Scheduler {
         if chosen.is_empty() {
             return None; // inside the prompt
         }
+        if !chosen.is_empty() {
+            let progress = seq.progress();
+            let (len, passed) = (progress.so_far, &mut seq.passed[progress.part as usize]);
+            self.lengths.reach(progress.depth, progress.part, len, passed);
+        }
         // An event without tokens says that one was chosen but is not decided yet.
         let (tokens, spans) = seq.tell();
         Some(Event { seq: result.seq, tokens, spans, finish: None })
@@ -340,6 +377,7 @@ impl Scheduler {
         let why = seq.close(why);
         let (tokens, spans) = seq.tell();
         let thinking = seq.report();
+        self.learn(&seq, &why, thinking);
         let finished = Finished {
             why,
             prompt_tokens: seq.prompt_len,
@@ -351,6 +389,7 @@ impl Scheduler {
             thinking,
             decision: seq.decision().cloned(),
             speculation: Box::new(self.drafting.report(id)),
+            cost: seq.cost,
         };
         Event { seq: id, tokens, spans, finish: Some(finished) }
     }
@@ -359,7 +398,7 @@ impl Scheduler {
         if let Some(seq) = self.seqs.get_mut(&id) {
             seq.restart();
             self.running.retain(|s| *s != id);
-            self.waiting.push_front(id);
+            self.wait(id);
         }
     }
 
@@ -367,7 +406,7 @@ impl Scheduler {
     pub fn replay(&mut self) {
         for id in std::mem::take(&mut self.running).into_iter().rev() {
             self.seqs.get_mut(&id).expect("running sequences are known").restart();
-            self.waiting.push_front(id);
+            self.wait(id);
         }
         self.free_blocks = self.options.blocks;
     }
