@@ -219,7 +219,9 @@ fn the_document_lists_every_route() {
 #[test]
 fn a_running_request_is_told_to_answer() {
     let server = Server::with_long_context(&["--max-model-len", "32768"]);
-    let body = chat(json!({ "logit_bias": { THINK: 100 }, "stream": true, "temperature": 1, "max_tokens": 30000 }));
+    let body = chat(
+        json!({ "logit_bias": { THINK: 100 }, "stream": true, "temperature": 1, "ignore_eos": true, "max_tokens": 30000 }),
+    );
     let running = server.send("POST", "/v1/chat/completions", &[("connection", "close")], &body.to_string());
     let state = server.until("it thinks", |s| s["lanes"][0]["lane"] == "thinking" && s["lanes"][0]["id"].is_string());
     let lane = &state["lanes"][0];
