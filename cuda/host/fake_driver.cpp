@@ -70,7 +70,6 @@ API cuDriverGetVersion(int* v) { return *v = 13000, OK; }
 API cuDeviceGet(int* d, int ordinal) { return *d = 0, ordinal == 0 ? OK : NO_DEVICE; }
 API cuDeviceGetName(char* name, int len, int) { return snprintf(name, len, "fake GPU"), OK; }
 API cuDeviceGetAttribute(int* v, int which, int) { return *v = which == 75 ? 9 : 0, OK; } // compute 9.0
-API cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = number("FAKE_CUDA_MEMORY", 8ll << 30), OK; }
 API cuDevicePrimaryCtxRetain(void** c, int) { return *c = (void*)1, lost = false, OK; }
 API cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 API cuCtxSetCurrent(void*) { return OK; }
@@ -95,6 +94,10 @@ API cuEventDestroy_v2(void* e) { return free(e), OK; }
 API cuEventRecord(void*, Stream*) { return lost ? ILLEGAL_ADDRESS : OK; }
 API cuEventQuery(void*) { return getenv("FAKE_CUDA_HANG") ? NOT_READY : lost ? ILLEGAL_ADDRESS : OK; }
 API cuEventElapsedTime(float* ms, void*, void*) { return *ms = 1.0f, OK; }
+API cuMemGetInfo_v2(size_t* free, size_t* total) {
+    *total = number("FAKE_CUDA_MEMORY", 8ll << 30);
+    return *free = *total - used, OK;
+}
 API cuMemAlloc_v2(u64* p, size_t bytes) {
     if (used + bytes > (size_t)number("FAKE_CUDA_MEMORY", 8ll << 30)) return OUT_OF_MEMORY;
     void* memory = nullptr;

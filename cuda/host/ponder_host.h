@@ -116,6 +116,7 @@ inline void check_aligned(const void* p, size_t bytes) {
     if ((uintptr_t)p % bytes) host::fault("a %zu-byte access at the misaligned address %p", bytes, p);
 }
 inline U32x4 load_u32x4(const void* p) { check_aligned(p, 16); return *(const U32x4*)p; }
+inline U32x2 load_u32x2(const void* p) { check_aligned(p, 8); return *(const U32x2*)p; }
 inline U32x4 load_stream_x4(const void* p) { return load_u32x4(p); }
 inline u32 load_stream(const void* p) { check_aligned(p, 4); return *(const u32*)p; }
 inline F32x4 load_f32x4(const float* p) { check_aligned(p, 16); return *(const F32x4*)p; }

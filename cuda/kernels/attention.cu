@@ -13,6 +13,8 @@ struct Cache {
     const void *k, *v;
     const u32* table; // of this row's sequence
     u32 kv_heads, dim, block_size, kv_head;
+    const float *k_scales, *v_scales; // of formats that have them
+    DEVICE u64 block(u32 token) const { return (u64)table[token / block_size] * kv_heads + kv_head; }
     DEVICE u64 at(u32 token) const {
         u64 slot = (u64)table[token / block_size] * block_size + token % block_size;
         return (slot * kv_heads + kv_head) * dim;
@@ -47,11 +49,14 @@ DEVICE void attend(const Cache& cache, const float (&q)[H][8], u32 begin, u32 en
         bool valid = token >= begin && token < end;
         float k[8] = {};
         if (valid && useful) Kv::load8((const Stored*)cache.k + cache.at(token) + part * 8, k);
+        // A power of two, so it may be applied to the score: exact here as anywhere.
+        float k_scale = Kv::SCALED && valid ? cache.k_scales[cache.block(token)] : 1.0f;
 #pragma unroll
         for (u32 h = 0; h < H; h++) {
             float dot = 0.0f;
             for (u32 i = 0; i < 8; i++) dot = fmaf(q[h][i], k[i], dot);
             for (u32 mask = lanes / 2; mask; mask >>= 1) dot = dot + shuffle_xor(dot, mask);
+            if (Kv::SCALED) dot = dot * k_scale;
             if (part == 0 && base + group < SPLIT) scores[h * SPLIT + base + group] = valid ? dot * scale : minus_infinity();
         }
     }
@@ -77,6 +82,9 @@ DEVICE void attend(const Cache& cache, const float (&q)[H][8], u32 begin, u32 en
         float v[8];
         if (token < begin || !useful) continue;
         Kv::load8((const Stored*)cache.v + cache.at(token) + part * 8, v);
+        float v_scale = Kv::SCALED ? cache.v_scales[cache.block(token)] : 1.0f;
+        if (Kv::SCALED)
+            for (u32 i = 0; i < 8; i++) v[i] = v[i] * v_scale;
 #pragma unroll
         for (u32 h = 0; h < H; h++)
             for (u32 i = 0; i < 8; i++) out[h][i] = fmaf(scores[h * SPLIT + token - origin], v[i], out[h][i]);
@@ -117,9 +125,10 @@ DEVICE void load_queries(float (&q)[H][8], const float* row, u32 first_head, u32
 #define ATTENTION_OPERANDS                                                                                            \
     const u32 *live, const float *q, const void *k_cache, const void *v_cache, const u32 *positions,                  \
         const u32 *row_seq, const u32 *tables, float *out, u32 heads, u32 kv_heads, u32 dim, u32 block_size,          \
-        u32 max_blocks, float scale, u32 window
+        u32 max_blocks, float scale, u32 window, const float *k_scales, const float *v_scales
 #define ATTENTION_NAMES                                                                                               \
-    live, q, k_cache, v_cache, positions, row_seq, tables, out, heads, kv_heads, dim, block_size, max_blocks, scale, window
+    live, q, k_cache, v_cache, positions, row_seq, tables, out, heads, kv_heads, dim, block_size, max_blocks, scale, window,       \
+        k_scales, v_scales
 
 /// grid (splits, kv_heads * ceil(group / H), rows). Writes part_o [rows, heads, splits, dim] and part_ml [.., 2].
 template <class Kv, u32 H>
@@ -132,7 +141,7 @@ DEVICE void attention_split(ATTENTION_OPERANDS, float* part_o, float* part_ml) {
     if (from >= to) return;
     u32 group = heads / kv_heads, tiles = div_up(group, H), first = blockIdx.y % tiles * H;
     u32 here = min(H, group - first), kv_head = blockIdx.y / tiles, lanes = lanes_for(dim);
-    Cache cache = {k_cache, v_cache, tables + (u64)row_seq[row] * max_blocks, kv_heads, dim, block_size, kv_head};
+    Cache cache = {k_cache, v_cache, tables + (u64)row_seq[row] * max_blocks, kv_heads, dim, block_size, kv_head, k_scales, v_scales};
     float queries[H][8], maximum[H], weight[H], *sums;
     load_queries<H>(queries, q + (u64)row * heads * dim, kv_head * group + first, here, dim, lanes);
     attend<Kv, H>(cache, queries, from, to, split, lanes, scale, maximum, weight, sums);
@@ -180,7 +189,7 @@ DEVICE void attention_rows(ATTENTION_OPERANDS) {
     u32 end = positions[row] + 1, begin = window && end > window ? end - window : 0;
     u32 group = heads / kv_heads, tiles = div_up(group, H), first = blockIdx.x % tiles * H;
     u32 here = min(H, group - first), kv_head = blockIdx.x / tiles, lanes = lanes_for(dim);
-    Cache cache = {k_cache, v_cache, tables + (u64)row_seq[row] * max_blocks, kv_heads, dim, block_size, kv_head};
+    Cache cache = {k_cache, v_cache, tables + (u64)row_seq[row] * max_blocks, kv_heads, dim, block_size, kv_head, k_scales, v_scales};
     float queries[H][8], m[H], l[H], sum[MINE];
     load_queries<H>(queries, q + (u64)row * heads * dim, kv_head * group + first, here, dim, lanes);
     for (u32 h = 0; h < H; h++) m[h] = minus_infinity(), l[h] = 0.0f;

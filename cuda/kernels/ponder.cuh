@@ -17,6 +17,10 @@ typedef unsigned long long u64;
 struct alignas(16) U32x4 {
     u32 x, y, z, w;
 };
+/// Two words, loaded and stored as one 8-byte access.
+struct alignas(8) U32x2 {
+    u32 x, y;
+};
 /// Four floats, loaded and stored as one 16-byte access.
 struct alignas(16) F32x4 {
     float x, y, z, w;
@@ -83,6 +87,11 @@ DEVICE u32 load_stream(const void* p) {
 DEVICE F32x4 load_f32x4(const float* p) {
     F32x4 v;
     asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+DEVICE U32x2 load_u32x2(const void* p) {
+    U32x2 v;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
     return v;
 }
 DEVICE U32x4 load_u32x4(const void* p) {
@@ -168,6 +177,10 @@ DEVICE float warp_max(float x) {
     for (u32 mask = 16; mask; mask >>= 1) x = fmaxf(x, shuffle_xor(x, mask));
     return x;
 }
+DEVICE u32 warp_max(u32 x) {
+    for (u32 mask = 16; mask; mask >>= 1) x = max(x, shuffle_xor(x, mask));
+    return x;
+}
 /// Sum over a block of THREADS, the same bits in every thread: warps are added in their order.
 template <u32 THREADS>
 DEVICE float block_sum(float x) {
@@ -189,8 +202,10 @@ DEVICE float activate(float x, u32 kind) {
 }
 
 // --- formats of cached keys and values ---------------------------------------------------------
+// SCALED formats hold codes to be multiplied with the scale of their block and head, a power of two.
 struct KvF32 {
     typedef float Stored;
+    static const bool SCALED = false;
     static DEVICE float decode(float x) { return x; }
     static DEVICE float encode(float x) { return x; }
     static DEVICE void load8(const float* p, float (&v)[8]) {
@@ -200,6 +215,7 @@ struct KvF32 {
 };
 struct KvF16 {
     typedef u16 Stored;
+    static const bool SCALED = false;
     static DEVICE float decode(u16 x) { return f32_of_f16(x); }
     static DEVICE u16 encode(float x) { return f16_of_f32(x); }
     static DEVICE void load8(const u16* p, float (&v)[8]) {
@@ -210,6 +226,7 @@ struct KvF16 {
 };
 struct KvBF16 {
     typedef u16 Stored;
+    static const bool SCALED = false;
     static DEVICE float decode(u16 x) { return f32_of_bf16(x); }
     static DEVICE u16 encode(float x) { return bf16_of_f32(x); }
     static DEVICE void load8(const u16* p, float (&v)[8]) {
@@ -219,10 +236,44 @@ struct KvBF16 {
     }
 };
 
+/// FP8 E4M3. The formulas are those of the engine's `format::e4m3`; integers only, so no value is flushed.
+struct KvE4M3 {
+    typedef u8 Stored;
+    static const bool SCALED = true;
+    static const u8 NOT_A_NUMBER = 0x7F;
+    static DEVICE float decode(u8 code) {
+        u32 low = code & 0x7Fu;
+        u32 bits = low < 8 ? bits_of((float)low * 0.001953125f) : (low << 20) + 0x3C000000u;
+        return float_of(bits | (code & 0x80u) << 24);
+    }
+    /// The nearest code, ties to even; beyond 448 it saturates. NaN is not for it.
+    static DEVICE u8 encode(float x) {
+        u32 bits = bits_of(x), top = min(bits & 0x7FFFFFFFu, 0x43E00000u);
+        u32 normal = (top - 0x3C000000u + 0x7FFFFu + (top >> 20 & 1)) >> 20;
+        // A subnormal code counts steps of 2^-9, which is what an f32 of 2^14 has.
+        u32 steps = bits_of(float_of(top) + 16384.0f) - 0x46800000u;
+        return (u8)((top < 0x3C800000u ? steps : normal) | (bits >> 24 & 0x80u));
+    }
+    /// Eight values; all NaN codes, as broken heads have, stay NaN.
+    static DEVICE void load8(const u8* p, float (&v)[8]) {
+        U32x2 a = load_u32x2(p);
+        const u32 words[2] = {a.x, a.y};
+        for (u32 i = 0; i < 8; i++) v[i] = decode((u8)(words[i / 4] >> (i % 4 * 8)));
+        if (a.x == 0x7F7F7F7Fu) v[0] = float_of(0x7FC00000u);
+    }
+    /// The scale of a block whose first token's largest magnitude has these bits.
+    static DEVICE float scale(u32 largest) {
+        u32 exponent = min(max((largest >> 23) + 2, 67u), 187u);
+        return largest == 0 || largest >= 0x7F800000u ? 0.0625f : float_of(exponent << 23);
+    }
+};
+
 // As in weight.cuh: a module may hold the kernels of one cache format only.
 #if defined(VARIANT)
 #define EACH_CACHE_(M, variant) M(variant)
 #define EACH_CACHE(M) EACH_CACHE_(M, VARIANT)
+#define EACH_PLAIN_CACHE(M) EACH_CACHE_(M, VARIANT)
 #else
-#define EACH_CACHE(M) M(F32) M(F16) M(BF16)
+#define EACH_CACHE(M) M(F32) M(F16) M(BF16) M(E4M3)
+#define EACH_PLAIN_CACHE(M) M(F32) M(F16) M(BF16)
 #endif

@@ -15,10 +15,12 @@ DEVICE void rotate(float* head, const float* rope, u32 dim, u32 pairing) {
 }
 
 /// grid ((heads + 2 * kv_heads) / HEADS_PER_BLOCK, rows): first the heads of q, then of k, then of v.
+/// For a cache with scales it leaves k as it shall be stored and sets the scales of blocks that rows begin;
+/// store_codes follows.
 template <class Kv>
-DEVICE void qkv_finish(const u32* live, float* q, const float* k, const float* v, const float* norm_q, const float* norm_k, float eps,
+DEVICE void qkv_finish(const u32* live, float* q, float* k, const float* v, const float* norm_q, const float* norm_k, float eps,
                        const float* rope, u32 rope_dim, u32 pairing, const i32* slot_mapping, void* k_cache, void* v_cache, u32 heads,
-                       u32 kv_heads, u32 dim) {
+                       u32 kv_heads, u32 dim, float* k_scales, float* v_scales, u32 block_size) {
     SHARED(float, shared, HEADS_PER_BLOCK * MAX_DIM);
     wait_for_previous();
     u32 row = blockIdx.y, head = blockIdx.x * HEADS_PER_BLOCK + warp_of();
@@ -48,6 +50,17 @@ DEVICE void qkv_finish(const u32* live, float* q, const float* k, const float* v
     }
     i32 slot = slot_mapping[row];
     if (slot < 0) return;
+    if (Kv::SCALED) {
+        u32 largest = 0;
+        for (u32 i = lane_of(); i < dim; i += 32) {
+            if (part == 1) k[((u64)row * kv_heads + local) * dim + i] = mine[i];
+            largest = max(largest, bits_of(mine[i]) & 0x7FFFFFFFu);
+        }
+        if ((u32)slot % block_size != 0) return;
+        largest = warp_max(largest);
+        if (lane_of() == 0) (part == 1 ? k_scales : v_scales)[(u64)slot / block_size * kv_heads + local] = KvE4M3::scale(largest);
+        return;
+    }
     typename Kv::Stored* to = (typename Kv::Stored*)(part == 1 ? k_cache : v_cache) + ((u64)slot * kv_heads + local) * dim;
     for (u32 i = lane_of(); i < dim; i += 32) to[i] = Kv::encode(mine[i]);
 }
@@ -62,20 +75,23 @@ DEVICE void kv_store(const u32* live, const float* x, const i32* slot_mapping, v
     launch_next();
 }
 
-#define CACHE(kv)                                                                                                     \
-    KERNEL(32 * HEADS_PER_BLOCK) qkv_finish_##kv(const u32* live, float* q, const float* k, const float* v,           \
+#define FINISH(kv)                                                                                                    \
+    KERNEL(32 * HEADS_PER_BLOCK) qkv_finish_##kv(const u32* live, float* q, float* k, const float* v,                 \
         const float* norm_q, const float* norm_k, float eps, const float* rope, u32 rope_dim, u32 pairing,            \
-        const i32* slot_mapping, void* k_cache, void* v_cache, u32 heads, u32 kv_heads, u32 dim) {                    \
+        const i32* slot_mapping, void* k_cache, void* v_cache, u32 heads, u32 kv_heads, u32 dim, float* k_scales,     \
+        float* v_scales, u32 block_size) {                                                                            \
         qkv_finish<Kv##kv>(live, q, k, v, norm_q, norm_k, eps, rope, rope_dim, pairing, slot_mapping, k_cache,        \
-            v_cache, heads, kv_heads, dim);                                                                           \
+            v_cache, heads, kv_heads, dim, k_scales, v_scales, block_size);                                           \
     }                                                                                                                 \
-    EXPORT(qkv_finish_##kv)                                                                                           \
+    EXPORT(qkv_finish_##kv)
+#define STORE(kv)                                                                                                     \
     KERNEL(256) kv_store_##kv(const u32* live, const float* x, const i32* slot_mapping, void* cache, u32 width) {     \
         kv_store<Kv##kv>(live, x, slot_mapping, cache, width);                                                        \
     }                                                                                                                 \
     EXPORT(kv_store_##kv)
 
-EACH_CACHE(CACHE)
+EACH_CACHE(FINISH)
+EACH_PLAIN_CACHE(STORE)
 
 /// RoPE as a small op. grid (heads / HEADS_PER_BLOCK, rows).
 KERNEL(32 * HEADS_PER_BLOCK) apply_rope(const u32* live, float* x, const float* rope, u32 heads, u32 head_dim, u32 dim, u32 pairing) {

@@ -185,7 +185,7 @@ impl<D: Device> Bench<'_, D> {
         let elements = self.pick(256 << 20, 4096); // F16: half a GiB each
         let mut p = Program::new("copy", 1, 1);
         let pairs = p.slot("pairs", Role::Input, Elem::U32, &[1, 2]);
-        let cache = p.slot("cache", Role::Kv, Elem::Kv(KvFormat::F16), &[2, elements / 128, 1, 128]);
+        let cache = p.kv_cache("cache", KvFormat::F16, [2, elements / 128, 1, 128]);
         p.push(CopyBlocks { pairs, cache });
         let step = StepShape { rows: 1, logit_rows: 1, context: 0 };
         self.case("copy".into(), &p, step, &[("live", vec![1, 1]), ("pairs", vec![0, 1])])?;
@@ -242,7 +242,9 @@ impl<D: Device> Bench<'_, D> {
     }
 
     fn attention(&mut self) -> Result<()> {
-        for (format, heads, kv_heads) in [(KvFormat::BF16, 32, 8), (KvFormat::F16, 32, 8), (KvFormat::BF16, 64, 8)] {
+        for (format, heads, kv_heads) in
+            [(KvFormat::BF16, 32, 8), (KvFormat::F16, 32, 8), (KvFormat::E4M3, 32, 8), (KvFormat::BF16, 64, 8)]
+        {
             for context in self.pick(vec![1024, 16_384, 65_536], vec![300]) {
                 for rows in self.pick(vec![1, 4, 16, 64], vec![2]) {
                     self.attend(format, heads, kv_heads, rows, context)?;
@@ -257,8 +259,7 @@ impl<D: Device> Bench<'_, D> {
         let mut p = Program::new("attention", rows, rows);
         let q = p.slot("q", Role::Input, Elem::F32, &[rows, heads * head_dim]);
         let shape = [rows * max_blocks, block_size, kv_heads, head_dim];
-        let k_cache = p.slot("k_cache", Role::Kv, Elem::Kv(format), &shape);
-        let v_cache = p.slot("v_cache", Role::Kv, Elem::Kv(format), &shape);
+        let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| p.kv_cache(name, format, shape));
         let positions = p.slot("positions", Role::Input, Elem::U32, &[rows]);
         let row_seq = p.slot("row_seq", Role::Input, Elem::U32, &[rows]);
         let block_tables = p.slot("block_tables", Role::Input, Elem::U32, &[rows, max_blocks]);

@@ -15,12 +15,12 @@ use crate::record::{format_name, kv_name};
 
 /// Every module there is.
 pub fn modules() -> Vec<Module> {
-    let plain = ["norm", "elementwise", "sample", "selftest"].map(|stem| Module { stem, variant: "" });
+    let plain = ["norm", "elementwise", "codes", "sample", "selftest"].map(|stem| Module { stem, variant: "" });
     let formats = Format::ALL
         .iter()
         .flat_map(|f| ["embed", "linear", "mlp"].map(|stem| Module { stem, variant: format_name(*f) }));
-    let caches = [KvFormat::F32, KvFormat::F16, KvFormat::BF16];
-    let caches = caches.iter().flat_map(|f| ["qkv", "attention"].map(|stem| Module { stem, variant: kv_name(*f) }));
+    let caches =
+        KvFormat::ALL.iter().flat_map(|f| ["qkv", "attention"].map(|stem| Module { stem, variant: kv_name(*f) }));
     plain.into_iter().chain(formats).chain(caches).collect()
 }
 

@@ -68,7 +68,7 @@ impl Emulator {
             backend: "cuda",
             name: "cuda kernels on the CPU".into(),
             kind: DeviceKind::SoftwareGpu,
-            memory_bytes: None,
+            memory: None,
             row_buckets: ROW_BUCKETS.to_vec(),
             features: vec!["emulated".into()],
         };

@@ -7,7 +7,7 @@ use ponder_engine::error::{DeviceFault, Error, Result};
 use ponder_engine::format::{Format, KvFormat};
 use ponder_engine::model::{Activation, Pairing};
 use ponder_engine::op::*;
-use ponder_engine::program::{Elem, Program, RowSpace, Slot};
+use ponder_engine::program::{Elem, KvCache, Program, RowSpace, Slot};
 
 use crate::device::{Dispatch, Module};
 
@@ -50,6 +50,7 @@ pub fn kv_name(format: KvFormat) -> &'static str {
         KvFormat::F32 => "F32",
         KvFormat::F16 => "F16",
         KvFormat::BF16 => "BF16",
+        KvFormat::E4M3 => "E4M3",
     }
 }
 
@@ -67,7 +68,7 @@ pub fn workspace_bytes(program: &Program) -> usize {
 
 /// Splits of the longest context, or 0 where each row's splits are walked by one block.
 fn splits(program: &Program, op: &Attention) -> usize {
-    let tokens = program.decl(op.block_tables).shape[1] * program.decl(op.k_cache).shape[1];
+    let tokens = program.decl(op.block_tables).shape[1] * program.kv_shape(op.k_cache)[1];
     let splits = tokens.div_ceil(SPLIT);
     let bytes = program.rows * op.heads * splits * (op.head_dim + 2) * 4;
     if program.rows > SPLIT_ROWS || bytes > SPLIT_BYTES { 0 } else { splits }
@@ -77,13 +78,6 @@ fn weight_format(program: &Program, slot: Slot) -> Format {
     match program.decl(slot).elem {
         Elem::Weight(format) => format,
         other => panic!("slot {} holds {other:?}, not a weight", program.decl(slot).name),
-    }
-}
-
-fn kv_format(program: &Program, slot: Slot) -> KvFormat {
-    match program.decl(slot).elem {
-        Elem::Kv(format) => format,
-        other => panic!("slot {} holds {other:?}, not KV", program.decl(slot).name),
     }
 }
 
@@ -237,16 +231,38 @@ impl Recorder<'_> {
         for (format, segments) in launches {
             self.linear(RowSpace::Batch, o.x, format, hidden, &segments);
         }
-        let variant = kv_name(kv_format(self.program, o.k_cache));
+        let format = self.program.kv_format(o.k_cache);
+        let [_, block_size, ..] = self.program.kv_shape(o.k_cache);
         let norm = |i: usize| o.norm.map_or(0, |n| self.at(n[i]));
         let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(self.at(o.k)).ptr(self.at(o.v));
         let args =
             args.ptr(norm(0)).ptr(norm(1)).f32(o.eps).ptr(self.at(o.rope)).u32(o.rope_dim).u32(pairing(o.pairing));
-        let args = args.ptr(self.at(o.slot_mapping)).ptr(self.at(o.k_cache)).ptr(self.at(o.v_cache));
-        let args = args.u32(o.heads).u32(o.kv_heads).u32(o.head_dim);
+        let [(k_cache, k_scales), (v_cache, v_scales)] = [o.k_cache, o.v_cache].map(|c| self.cache(c));
+        let args = args.ptr(self.at(o.slot_mapping)).ptr(k_cache).ptr(v_cache);
+        let args = args.u32(o.heads).u32(o.kv_heads).u32(o.head_dim).ptr(k_scales).ptr(v_scales).u32(block_size);
         let grid = [(o.heads + 2 * o.kv_heads).div_ceil(4), self.rows(), 1];
+        let variant = kv_name(format);
         self.push("qkv", variant, format!("qkv_finish_{variant}"), grid, 128, args);
+        if format.has_scales() {
+            self.store_codes(o.slot_mapping, &[(o.k, o.k_cache), (o.v, o.v_cache)]);
+        }
         Ok(())
+    }
+    /// Addresses of a cache's elements and of its scales, 0 where it has none.
+    fn cache(&self, cache: KvCache) -> (u64, u64) {
+        (self.at(cache.elements()), cache.scales().map_or(0, |s| self.at(s)))
+    }
+    /// One tensor or two of new values into caches of codes, whose scales are set.
+    fn store_codes(&mut self, slot_mapping: Slot, tensors: &[(Slot, KvCache)]) {
+        let [_, block_size, kv_heads, head_dim] = self.program.kv_shape(tensors[0].1);
+        let mut args = Args::default().ptr(self.live()).ptr(self.at(slot_mapping));
+        for i in 0..2 {
+            let (x, cache) = tensors[i % tensors.len()];
+            let (codes, scales) = self.cache(cache);
+            args = args.ptr(self.at(x)).ptr(scales).ptr(codes);
+        }
+        let args = args.u32(kv_heads).u32(head_dim).u32(block_size);
+        self.push("codes", "", "store_codes".into(), [kv_heads.div_ceil(4), self.rows(), tensors.len()], 128, args);
     }
     fn apply_rope(&mut self, o: &ApplyRope) {
         let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.rope));
@@ -254,26 +270,34 @@ impl Recorder<'_> {
         self.push("qkv", "F16", "apply_rope".into(), [o.heads.div_ceil(4), self.rows(), 1], 128, args);
     }
     fn kv_store(&mut self, o: &KvStore) {
-        let variant = kv_name(kv_format(self.program, o.cache));
-        let width: usize = self.shape(o.cache)[2..].iter().product();
+        let (variant, [_, block_size, kv_heads, head_dim]) =
+            (kv_name(self.program.kv_format(o.cache)), self.program.kv_shape(o.cache));
+        let (elements, scales) = self.cache(o.cache);
         let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.slot_mapping));
-        let args = args.ptr(self.at(o.cache)).u32(width);
+        if o.cache.scales().is_some() {
+            let args = args.ptr(scales).u32(kv_heads).u32(head_dim).u32(block_size);
+            self.push("codes", "", "scales_of".into(), [kv_heads.div_ceil(4), self.rows(), 1], 128, args);
+            return self.store_codes(o.slot_mapping, &[(o.x, o.cache)]);
+        }
+        let width = kv_heads * head_dim;
+        let args = args.ptr(elements).u32(width);
         self.push("qkv", variant, format!("kv_store_{variant}"), [width.div_ceil(256), self.rows(), 1], 256, args);
     }
 
     fn attention(&mut self, o: &Attention) -> Result<()> {
         self.check_head(o.head_dim)?;
-        let variant = kv_name(kv_format(self.program, o.k_cache));
+        let variant = kv_name(self.program.kv_format(o.k_cache));
         let group = o.heads / o.kv_heads;
         let h = group.next_power_of_two().min(8);
         let head_tiles = o.kv_heads * group.div_ceil(h);
-        let (block_size, max_blocks) = (self.shape(o.k_cache)[1], self.shape(o.block_tables)[1]);
+        let (block_size, max_blocks) = (self.program.kv_shape(o.k_cache)[1], self.shape(o.block_tables)[1]);
         let window = o.window.unwrap_or(0);
-        let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(self.at(o.k_cache)).ptr(self.at(o.v_cache));
+        let [(k_cache, k_scales), (v_cache, v_scales)] = [o.k_cache, o.v_cache].map(|c| self.cache(c));
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(k_cache).ptr(v_cache);
         let args =
             args.ptr(self.at(o.positions)).ptr(self.at(o.row_seq)).ptr(self.at(o.block_tables)).ptr(self.at(o.out));
         let args = args.u32(o.heads).u32(o.kv_heads).u32(o.head_dim).u32(block_size).u32(max_blocks);
-        let args = args.f32(o.scale).u32(window);
+        let args = args.f32(o.scale).u32(window).ptr(k_scales).ptr(v_scales);
         let splits = splits(self.program, o);
         if splits == 0 {
             let kernel = format!("attention_rows_{variant}_{h}");
@@ -333,14 +357,21 @@ impl Recorder<'_> {
         self.push("elementwise", "", "gather_rows".into(), grid, 256, args);
     }
     fn copy_blocks(&mut self, o: &CopyBlocks) -> Result<()> {
-        let decl = self.program.decl(o.cache);
+        let decl = self.program.decl(o.cache.elements());
         let bytes = decl.bytes() / decl.shape[0].max(1);
         if !bytes.is_multiple_of(16) {
             return Err(unsupported(format!("KV blocks of {bytes} bytes: not a multiple of 16")));
         }
-        let args = Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(o.cache)).u32(bytes / 16);
+        let args =
+            Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(o.cache.elements())).u32(bytes / 16);
         let grid = [(bytes / 16).div_ceil(256), self.rows(), 1];
         self.push("elementwise", "", "copy_blocks".into(), grid, 256, args);
+        if let Some(scales) = o.cache.scales() {
+            let words = self.shape(scales)[1];
+            let args = Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(scales)).u32(words);
+            let grid = [words.div_ceil(256), self.rows(), 1];
+            self.push("elementwise", "", "copy_scales".into(), grid, 256, args);
+        }
         Ok(())
     }
     fn sample(&mut self, o: &Sample) {

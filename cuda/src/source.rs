@@ -13,6 +13,7 @@ pub const HEADERS: &[File] = kernels!["ponder.cuh", "weight.cuh", "product.cuh"]
 /// One file per op stem.
 pub const KERNELS: &[File] = kernels![
     "attention.cu",
+    "codes.cu",
     "elementwise.cu",
     "embed.cu",
     "linear.cu",

@@ -28,3 +28,16 @@ fn rows_do_not_depend_on_their_neighbours() {
     let count = check::rows_are_independent(&mut backend).unwrap_or_else(|e| panic!("{e}"));
     assert!(count > 500, "{count} problems ran");
 }
+
+#[test]
+fn chunks_keep_their_bits() {
+    let Some(mut backend) = emulator(3) else { return };
+    let count = check::chunks_keep_their_bits(&mut backend).unwrap_or_else(|e| panic!("{e}"));
+    assert!(count > 30, "{count} outputs were compared");
+}
+
+#[test]
+fn broken_tokens_show() {
+    let Some(mut backend) = emulator(4) else { return };
+    check::broken_tokens_show(&mut backend).unwrap_or_else(|e| panic!("{e}"));
+}

@@ -35,6 +35,11 @@ fn weight(p: &mut Program, name: String, format: Format, shape: &[usize]) -> Slo
     p.slot(name, Role::Weight, Elem::Weight(format), shape)
 }
 
+/// Storage of keys and values: `PONDER_KV_CACHE_DTYPE`, else f16.
+fn kv_format() -> KvFormat {
+    std::env::var("PONDER_KV_CACHE_DTYPE").map_or(KvFormat::F16, |name| name.parse().expect("a cache format"))
+}
+
 /// The forward pass of a Llama of these dimensions.
 fn record(format: Format) -> Program {
     let mut p = Program::new("bench", ROWS, 16);
@@ -68,8 +73,7 @@ fn record(format: Format) -> Program {
         );
         let [n1, n2] = ["n1", "n2"].map(|n| weight(&mut p, format!("{n}.{layer}"), Format::F32, &[HIDDEN]));
         let kv = [BLOCKS, BLOCK, KV_HEADS, DIM];
-        let [k_cache, v_cache] =
-            ["kc", "vc"].map(|n| p.slot(format!("{n}.{layer}"), Role::Kv, Elem::Kv(KvFormat::F16), &kv));
+        let [k_cache, v_cache] = ["kc", "vc"].map(|n| p.kv_cache(&format!("{n}.{layer}"), kv_format(), kv));
         match layer {
             0 => p.push(RmsNorm { x: residual, weight: n1, out: x, eps: 1e-5 }),
             _ => p.push(AddRmsNorm { residual, delta, weight: n1, out: x, eps: 1e-5 }),

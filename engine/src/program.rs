@@ -24,6 +24,31 @@ pub enum Elem {
     Weight(Format),
     /// Cached keys or values, `[blocks, block_size, kv_heads, head_dim]`; the layout is the backend's own.
     Kv(KvFormat),
+    /// Scales of cached codes, f32 `[blocks, kv_heads]`.
+    KvScale,
+}
+
+/// The cached keys of a layer, or its values, as ops name them: the stored elements, and their scales where
+/// the format has such. Only [`Program::kv_cache`] makes one, so there are no codes without scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvCache {
+    elements: Slot,
+    scales: Option<Slot>,
+}
+
+impl KvCache {
+    /// KV `[blocks, block_size, kv_heads, head_dim]`.
+    pub fn elements(self) -> Slot {
+        self.elements
+    }
+    /// `f32 [blocks, kv_heads]`, where the format has scales.
+    pub fn scales(self) -> Option<Slot> {
+        self.scales
+    }
+    /// All its slots.
+    pub fn slots(self) -> impl Iterator<Item = Slot> {
+        [Some(self.elements), self.scales].into_iter().flatten()
+    }
 }
 
 /// Who fills a slot, and how long it lives.
@@ -66,7 +91,7 @@ impl SlotDecl {
     /// Bytes in the host's representation (weights: as stored in the file; KV: the format's width).
     pub fn bytes(&self) -> usize {
         match self.elem {
-            Elem::F32 | Elem::U32 | Elem::I32 => self.len() * 4,
+            Elem::F32 | Elem::U32 | Elem::I32 | Elem::KvScale => self.len() * 4,
             Elem::Weight(format) => self.len() / format.block_len() * format.block_bytes(),
             Elem::Kv(format) => self.len() * format.bytes(),
         }
@@ -115,6 +140,24 @@ impl Program {
     /// Declares f32 scratch.
     pub fn scratch(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
         self.slot(name, Role::Scratch, Elem::F32, shape)
+    }
+    /// Declares a cache of `[blocks, block_size, kv_heads, head_dim]` elements, with its scales if need be.
+    pub fn kv_cache(&mut self, name: &str, format: KvFormat, shape: [usize; 4]) -> KvCache {
+        let elements = self.slot(name, Role::Kv, Elem::Kv(format), &shape);
+        let [blocks, _, kv_heads, _] = shape;
+        let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[blocks, kv_heads]);
+        KvCache { elements, scales: format.has_scales().then(declare) }
+    }
+    /// Format of a cache.
+    pub fn kv_format(&self, cache: KvCache) -> KvFormat {
+        match self.decl(cache.elements).elem {
+            Elem::Kv(format) => format,
+            _ => unreachable!("`kv_cache` declared it"),
+        }
+    }
+    /// `[blocks, block_size, kv_heads, head_dim]` of a cache.
+    pub fn kv_shape(&self, cache: KvCache) -> [usize; 4] {
+        self.decl(cache.elements).shape[..].try_into().expect("`kv_cache` declared four dimensions")
     }
     /// Appends an op.
     pub fn push(&mut self, op: impl Into<Op>) {

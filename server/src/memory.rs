@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use ponder_engine::backend::DeviceMemory;
 use ponder_engine::checkpoint::plan::{MemoryPlan, bytes_in_words};
+use ponder_engine::format::KvFormat;
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::record::KvShape;
 use ponder_engine::model::runner::RunnerOptions;
 use ponder_engine::{Error, Result};
 
-use crate::options::{DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, EngineOptions};
+use crate::options::{DEFAULT_MEMORY_SHARE, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, EngineOptions};
 
 /// Most rows of one step whose logits are computed; more sequences than this do not decode in one step.
 pub const MAX_LOGIT_ROWS: usize = 64;
@@ -29,17 +31,26 @@ impl Sizing {
     pub fn pool_tokens(&self) -> usize {
         self.runner.kv.blocks * self.runner.kv.block_size
     }
-    /// Bytes of the KV pool.
+    /// Bytes of the KV pool, scales aside.
     pub fn pool_bytes(&self) -> u64 {
-        self.pool_tokens() as u64 * self.plan.kv_per_token
+        self.pool_tokens() as u64 * self.plan.kv.per_token()
+    }
+    /// Bytes of the scales of the pool's blocks.
+    pub fn scale_bytes(&self) -> u64 {
+        self.runner.kv.blocks as u64 * self.plan.kv.scales_per_block()
     }
 }
 
-/// Sizes for a model of `weights` bytes where `free` bytes may be had.
+/// Sizes for a model of `weights` bytes on a device with this memory.
 ///
 /// # Errors
 /// If it does not fit, with what would.
-pub fn size(options: &EngineOptions, config: &ModelConfig, weights: u64, free: Option<u64>) -> Result<Sizing> {
+pub fn size(
+    options: &EngineOptions,
+    config: &ModelConfig,
+    weights: u64,
+    memory: Option<DeviceMemory>,
+) -> Result<Sizing> {
     options.validate()?;
     if let Some(len) = options.max_model_len
         && len > config.context
@@ -48,9 +59,14 @@ pub fn size(options: &EngineOptions, config: &ModelConfig, weights: u64, free: O
         return Err(Error::invalid("max_model_len", why));
     }
     let scratch = scratch_bytes(options, config);
-    // A tenth stays free: for the program itself, the tokenizer, and everyone else.
-    let budget = free.map_or(u64::MAX, |f| f / 10 * 9);
-    let plan = MemoryPlan::new(config, weights, options.kv_cache_dtype, scratch, budget);
+    let budget = memory.map_or(u64::MAX, |m| usable(options, m));
+    if memory.is_none() && options.gpu_memory_utilization.is_some() {
+        let why = "this device does not tell how much memory it has; set kv_memory instead";
+        return Err(Error::invalid("gpu_memory_utilization", why));
+    }
+    let kv = config.kv_bytes(options.kv_cache_dtype);
+    let plan =
+        MemoryPlan { weights, kv, block_size: options.block_size, scratch, budget, context: config.context as u64 };
     if let Some(missing) = plan.missing() {
         let (needs, has) = (bytes_in_words(weights + scratch), bytes_in_words(budget));
         let why = format!(
@@ -68,16 +84,23 @@ pub fn size(options: &EngineOptions, config: &ModelConfig, weights: u64, free: O
         max_model_len: len,
         kv: KvShape { blocks, block_size: options.block_size, format: options.kv_cache_dtype },
     };
-    Ok(Sizing { plan, known: free.is_some(), runner })
+    Ok(Sizing { plan, known: memory.is_some(), runner })
+}
+
+/// Bytes that may be used: the share of all that was asked for, as far as it is free. A tenth of what is free
+/// stays so (less, if a larger share was asked for): for the program itself, the tokenizer, and everyone else.
+fn usable(options: &EngineOptions, memory: DeviceMemory) -> u64 {
+    let share = options.gpu_memory_utilization.unwrap_or(DEFAULT_MEMORY_SHARE);
+    let of = |bytes: u64, share: f64| (bytes as f64 * share) as u64;
+    of(memory.total, share).min(of(memory.free, share.max(DEFAULT_MEMORY_SHARE)))
 }
 
 /// The longest sequence: as asked, or as far as model, default and memory go.
 fn longest(options: &EngineOptions, config: &ModelConfig, plan: &MemoryPlan) -> Result<usize> {
-    let fits = plan.tokens().min(usize::MAX as u64) as usize / options.block_size * options.block_size;
+    let fits = plan.tokens().min(usize::MAX as u64) as usize;
     let too_long = |len: usize| {
-        let why = format!(
-            "{len} tokens of KV cache do not fit; {fits} would, or twice as many with a smaller kv_cache_dtype"
-        );
+        let smaller = if plan.kv.format == KvFormat::E4M3 { "" } else { ", or more with a smaller kv_cache_dtype" };
+        let why = format!("{len} tokens of KV cache do not fit; {fits} would{smaller}");
         Err(Error::invalid("max_model_len", why))
     };
     match options.max_model_len {
@@ -91,13 +114,17 @@ fn longest(options: &EngineOptions, config: &ModelConfig, plan: &MemoryPlan) -> 
     }
 }
 
-/// Blocks of the pool: as many bytes as asked for, or a few of the longest sequences as far as memory goes.
+/// Blocks of the pool: as many bytes as asked for; else all that a given share of the memory leaves; else a few
+/// of the longest sequences as far as memory goes.
 fn pool_blocks(options: &EngineOptions, len: usize, plan: &MemoryPlan) -> Result<usize> {
-    let block_bytes = plan.kv_per_token * options.block_size as u64;
+    // Scales are beside the pool: the same bytes hold twice the tokens in half the format.
+    let block_bytes = plan.kv.per_token() * options.block_size as u64;
     let one = len.div_ceil(options.block_size);
-    let most = (plan.kv_budget() / block_bytes.max(1)).min(u32::MAX as u64) as usize;
+    // Slots are numbered in an i32.
+    let most = plan.blocks().min(i32::MAX as u64 / options.block_size as u64) as usize;
     let Some(bytes) = options.kv_memory else {
-        return Ok((one * options.max_num_seqs.min(DEFAULT_POOL_SEQS)).min(most.max(one)));
+        let few = one * options.max_num_seqs.min(DEFAULT_POOL_SEQS);
+        return Ok(if options.gpu_memory_utilization.is_some() { most } else { few.min(most.max(one)) });
     };
     let blocks = (bytes / block_bytes.max(1)) as usize;
     if blocks < one {
@@ -132,10 +159,13 @@ impl fmt::Display for Sizing {
         row(f, "weights", self.plan.weights, "")?;
         row(f, "activations", self.plan.scratch, "")?;
         let (tokens, len) = (self.pool_tokens(), self.runner.max_model_len);
-        let per_token = bytes_in_words(self.plan.kv_per_token);
-        let more =
-            format!("  {tokens} tokens of {per_token} ({:?}); {len} at most in one sequence", self.plan.kv_format);
+        let per_token = bytes_in_words(self.plan.kv.per_token());
+        let more = format!("  {tokens} tokens of {per_token} ({}); {len} at most in one sequence", self.plan.kv.format);
         row(f, "KV pool", self.pool_bytes(), &more)?;
+        if self.scale_bytes() > 0 {
+            let each = bytes_in_words(self.plan.kv.scales_per_block());
+            row(f, "KV scales", self.scale_bytes(), &format!("  {} blocks of {each}", self.runner.kv.blocks))?;
+        }
         if self.known {
             let more = format!("  may be used; {} tokens would fit", self.plan.tokens());
             row(f, "memory", self.plan.budget, &more)?;
@@ -144,27 +174,29 @@ impl fmt::Display for Sizing {
     }
 }
 
-/// Bytes of main memory that this process may still take, where the system tells: what is available,
-/// or what a container's limit leaves.
-pub fn free_main_memory() -> Option<u64> {
+/// Main memory, where the system tells: all of it and what is available, or a container's limit and what it
+/// leaves.
+pub fn main_memory() -> Option<DeviceMemory> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let meminfo = read("/proc/meminfo")?;
-    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let available = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024;
+    let kilobytes = |key: &str| {
+        let line = meminfo.lines().find_map(|l| l.strip_prefix(key))?;
+        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+    };
+    let (total, available) = (kilobytes("MemTotal:")?, kilobytes("MemAvailable:")?);
     let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
-    let limit = number("/sys/fs/cgroup/memory.max");
+    let Some(limit) = number("/sys/fs/cgroup/memory.max") else { return Some(DeviceMemory { free: available, total }) };
     let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0);
     // Cached file pages count as used but are given back on demand.
     let cached = read("/sys/fs/cgroup/memory.stat")
         .and_then(|s| s.lines().find_map(|l| l.strip_prefix("inactive_file "))?.trim().parse::<u64>().ok());
-    let left = limit.map(|l| l.saturating_sub(used.saturating_sub(cached.unwrap_or(0))));
-    Some(left.map_or(available, |l| l.min(available)))
+    let left = limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0)));
+    Some(DeviceMemory { free: left.min(available), total: limit.min(total) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ponder_engine::format::KvFormat;
     use ponder_engine::model::{Family, Pairing, Rope, RopeScaling};
 
     /// SmolLM2-135M's numbers.
@@ -189,23 +221,28 @@ mod tests {
     }
     const WEIGHTS: u64 = 98_000_000;
 
+    /// A device with nothing else on it.
+    fn free(bytes: u64) -> Option<DeviceMemory> {
+        Some(DeviceMemory { free: bytes, total: bytes })
+    }
+
     #[test]
     fn the_default_pool_is_modest_and_bounded_by_memory() {
         let options = EngineOptions::new("m");
-        let roomy = size(&options, &config(), WEIGHTS, Some(8 << 30)).unwrap();
+        let roomy = size(&options, &config(), WEIGHTS, free(8 << 30)).unwrap();
         assert_eq!((roomy.runner.max_model_len, roomy.pool_tokens()), (8192, 4 * 8192));
         assert_eq!(roomy.pool_bytes(), 4 * 8192 * 23_040);
-        assert!(roomy.to_string().contains("32768 tokens of 23.0 kB (F16); 8192 at most in one sequence"), "{roomy}");
+        assert!(roomy.to_string().contains("32768 tokens of 23.0 kB (f16); 8192 at most in one sequence"), "{roomy}");
         let one = size(&EngineOptions { max_num_seqs: 1, ..options.clone() }, &config(), WEIGHTS, None).unwrap();
         assert_eq!((one.pool_tokens(), one.known), (8192, false));
-        let tight = size(&options, &config(), WEIGHTS, Some(200 << 20)).unwrap();
+        let tight = size(&options, &config(), WEIGHTS, free(200 << 20)).unwrap();
         assert!(tight.pool_bytes() + WEIGHTS < 200 << 20 && tight.runner.max_model_len < 8192, "{tight}");
     }
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
         let refused =
-            |options: &EngineOptions, free| size(options, &config(), WEIGHTS, Some(free)).unwrap_err().to_string();
+            |options: &EngineOptions, bytes| size(options, &config(), WEIGHTS, free(bytes)).unwrap_err().to_string();
         let options = EngineOptions::new("m");
         assert!(refused(&options, 50 << 20).starts_with("model: needs "));
         let long = EngineOptions { max_model_len: Some(9000), ..options.clone() };
@@ -216,5 +253,38 @@ mod tests {
         assert!(refused(&small, 8 << 30).contains("do not hold one sequence of 8192 tokens"));
         let large = EngineOptions { kv_memory: Some(8 << 30), ..options };
         assert!(refused(&large, 4 << 30).contains("do not fit"));
+    }
+
+    #[test]
+    fn fp8_holds_twice_the_tokens_and_shows_its_scales() {
+        let half = EngineOptions { kv_memory: Some(23_040 * 16 * 1000), ..EngineOptions::new("m") };
+        let eighth = EngineOptions { kv_cache_dtype: KvFormat::E4M3, ..half.clone() };
+        let half =
+            size(&EngineOptions { max_model_len: Some(512), ..half }, &config(), WEIGHTS, free(8 << 30)).unwrap();
+        let eighth = size(&EngineOptions { max_model_len: Some(512), ..eighth }, &config(), WEIGHTS, None).unwrap();
+        assert_eq!((half.pool_tokens(), eighth.pool_tokens()), (16_000, 32_000));
+        assert_eq!(half.pool_bytes(), eighth.pool_bytes());
+        assert_eq!((half.scale_bytes(), eighth.scale_bytes()), (0, 2000 * 30 * 2 * 3 * 4));
+        assert!(!half.to_string().contains("scales"));
+        assert!(eighth.to_string().contains("KV scales        1.4 MB  2000 blocks of 720 B"), "{eighth}");
+    }
+
+    #[test]
+    fn a_share_of_the_memory_is_filled_as_far_as_it_is_free() {
+        let half = EngineOptions { gpu_memory_utilization: Some(0.5), ..EngineOptions::new("m") };
+        let used = |s: &Sizing| s.plan.weights + s.plan.scratch + s.pool_bytes();
+        let alone = size(&half, &config(), WEIGHTS, free(4 << 30)).unwrap();
+        assert!(used(&alone) <= 2 << 30 && used(&alone) + 16 * 23_040 > 2 << 30, "{alone}");
+        // Beside somebody who left a quarter.
+        let beside = DeviceMemory { free: 1 << 30, total: 4 << 30 };
+        let beside = size(&half, &config(), WEIGHTS, Some(beside)).unwrap();
+        assert_eq!(beside.plan.budget, ((1u64 << 30) as f64 * 0.9) as u64);
+        // The default takes no more than it needs.
+        let modest = size(&EngineOptions::new("m"), &config(), WEIGHTS, free(4 << 30)).unwrap();
+        assert_eq!(modest.pool_tokens(), 4 * 8192);
+        let unknown = size(&half, &config(), WEIGHTS, None).unwrap_err().to_string();
+        assert!(unknown.starts_with("gpu_memory_utilization: this device does not tell"), "{unknown}");
+        let absurd = EngineOptions { gpu_memory_utilization: Some(1.5), ..half };
+        assert!(absurd.validate().unwrap_err().to_string().starts_with("gpu_memory_utilization: 1.5"));
     }
 }

@@ -6,7 +6,7 @@ use ponder_engine::checkpoint::Checkpoint;
 use ponder_engine::model::runner::ModelRunner;
 use ponder_engine::{Error, Result};
 
-use crate::memory::{Sizing, free_main_memory, size};
+use crate::memory::{Sizing, main_memory, size};
 use crate::options::EngineOptions;
 use crate::prompt::Prompter;
 
@@ -57,8 +57,8 @@ impl Opened {
     /// If it does not fit.
     pub fn sizing(&self, device: &DeviceInfo) -> Result<Sizing> {
         let main = matches!(device.kind, DeviceKind::Cpu | DeviceKind::SoftwareGpu);
-        let free = if main { free_main_memory() } else { device.memory_bytes };
-        size(&self.options, &self.checkpoint.config, self.checkpoint.weight_bytes(), free)
+        let memory = if main { main_memory() } else { device.memory };
+        size(&self.options, &self.checkpoint.config, self.checkpoint.weight_bytes(), memory)
     }
 
     /// The memory plan on `device`, and the certainty that all weights are numbers.

@@ -77,6 +77,9 @@ pub struct EngineOptions {
     /// Bytes of the KV pool; enough for [`DEFAULT_POOL_SEQS`] of the longest sequences (or
     /// `max_num_seqs`, if that is less), as far as memory goes, if `None`.
     pub kv_memory: Option<u64>,
+    /// Share of the device's memory that may be used, above 0 and at most 1. If it is given, the KV pool takes
+    /// all that weights and activations leave of it; if not, [`DEFAULT_MEMORY_SHARE`] bounds a modest pool.
+    pub gpu_memory_utilization: Option<f64>,
     /// Tokens per KV block.
     pub block_size: usize,
     /// Most tokens of one prompt in one step.
@@ -102,6 +105,9 @@ pub struct EngineOptions {
 /// Tokens of the longest sequence where neither the model nor the caller sets a lower bound.
 pub const DEFAULT_MODEL_LEN: usize = 8192;
 
+/// Share of the device's memory that may be used if the caller does not say.
+pub const DEFAULT_MEMORY_SHARE: f64 = 0.9;
+
 /// How many of the longest sequences the KV pool holds if the caller does not say.
 pub const DEFAULT_POOL_SEQS: usize = 4;
 
@@ -117,6 +123,7 @@ impl EngineOptions {
             max_model_len: None,
             max_num_seqs: 16,
             kv_memory: None,
+            gpu_memory_utilization: None,
             block_size: 16,
             prefill_chunk: 512,
             max_step_tokens: 512,
@@ -151,6 +158,11 @@ impl EngineOptions {
         within("max_step_tokens", self.max_step_tokens, 1, 65536)?;
         if let Some(len) = self.max_model_len {
             within("max_model_len", len, 2, 1 << 24)?;
+        }
+        if let Some(share) = self.gpu_memory_utilization
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return Err(Error::invalid("gpu_memory_utilization", format!("{share} is not above 0 and at most 1")));
         }
         if let DraftPolicy::Fixed(k) = self.drafts {
             within("num_speculative_tokens", k, 0, 32)?;

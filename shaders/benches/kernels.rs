@@ -66,8 +66,8 @@ fn model(rows: usize, logit_rows: usize, kv: KvFormat) -> Program {
             _ => p.push(op::AddRmsNorm { residual, delta, weight, out: normed, eps }),
         }
         let cache = [BLOCKS, BLOCK, KV_HEADS, HEAD_DIM];
-        let k_cache = p.slot(format!("k_cache.{layer}"), Role::Kv, Elem::Kv(kv), &cache);
-        let v_cache = p.slot(format!("v_cache.{layer}"), Role::Kv, Elem::Kv(kv), &cache);
+        let k_cache = p.kv_cache(&format!("k_cache.{layer}"), kv, cache);
+        let v_cache = p.kv_cache(&format!("v_cache.{layer}"), kv, cache);
         let (wq, wk, wv) =
             (w(&mut p, "q", width, HIDDEN), w(&mut p, "k", kv_width, HIDDEN), w(&mut p, "v", kv_width, HIDDEN));
         p.push(op::QkvRopeStore {

@@ -4,6 +4,7 @@ use ponder_engine::backend::DeviceKind;
 use ponder_engine::error::{DeviceFault, Error, Result};
 
 use crate::fault::{Faults, ready};
+use crate::module::SCALED_STORAGE_BUFFERS;
 use crate::variants::Profile;
 
 /// How to choose and open an adapter.
@@ -140,8 +141,10 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened> {
     let rejected = |what: String| Error::Device { device: summary.name.clone(), what: DeviceFault::Unsupported(what) };
     let profile = options.profile.unwrap_or_else(|| profile(adapter));
     let offered = adapter.limits();
-    // WebGPU's defaults, which kernels stay inside, but for the size of buffers.
+    // WebGPU's defaults, which kernels stay inside, but for the size of buffers, and for their number where a
+    // cache has scales.
     let limits = wgpu::Limits {
+        max_storage_buffers_per_shader_stage: offered.max_storage_buffers_per_shader_stage.min(SCALED_STORAGE_BUFFERS),
         max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
         max_buffer_size: offered.max_buffer_size,
         ..wgpu::Limits::default()

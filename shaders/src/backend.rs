@@ -15,7 +15,7 @@ use crate::adapter::{Opened, WgpuOptions, open};
 use crate::buffer::{Buffer, Contents, Part, Plain, Weight};
 use crate::fault::guarded;
 use crate::layout::{PANEL, layout, planes};
-use crate::module::{BindingKind, Pipeline, check, pipeline};
+use crate::module::{BindingKind, Pipeline, check, interface, pipeline};
 use crate::plan::{Dispatch, Plan, Planner, Step};
 use crate::variants::Variant;
 
@@ -60,7 +60,7 @@ impl WgpuBackend {
             backend: "wgpu",
             name: opened.summary.name.clone(),
             kind: opened.summary.kind,
-            memory_bytes: None,
+            memory: None,
             row_buckets: ROW_BUCKETS.to_vec(),
             features,
         };
@@ -182,6 +182,12 @@ impl WgpuBackend {
             return Ok(found.clone());
         }
         let checked = check(variant, self.opened.profile.subgroups()).map_err(DeviceFault::Rejected)?;
+        let bound = interface(&checked).bindings.iter().filter(|b| b.kind != BindingKind::Dims).count();
+        let most = self.opened.limits.max_storage_buffers_per_shader_stage;
+        if bound > most as usize {
+            let what = format!("kernel {} binds {bound} buffers, and this device {most} at most", variant.label());
+            return Err(DeviceFault::Unsupported(what));
+        }
         let device = &self.opened.device;
         let made = Rc::new(guarded(device, 0, variant.stem, || pipeline(device, variant, &checked))?);
         self.pipelines.insert(variant.clone(), made.clone());

@@ -6,9 +6,8 @@ use std::collections::HashMap;
 
 use ponder_engine::backend::Bound;
 use ponder_engine::error::DeviceFault;
-use ponder_engine::format::KvFormat;
 use ponder_engine::op::{self, Op};
-use ponder_engine::program::{Elem, Program, RowSpace, Slot};
+use ponder_engine::program::{KvCache, Program, RowSpace, Slot};
 
 use crate::buffer::{Buffer, Contents, Part, Weight};
 use crate::layout::{GROUP, PANEL};
@@ -116,12 +115,6 @@ impl Planner<'_> {
     }
     fn weight(&self, slot: Slot) -> Result<Buffer, DeviceFault> {
         Ok(self.buffer(slot)?.clone())
-    }
-    fn kv(&self, slot: Slot) -> Result<KvFormat, DeviceFault> {
-        match self.program.decl(slot).elem {
-            Elem::Kv(format) => Ok(format),
-            _ => Err(DeviceFault::Rejected(format!("{:?} is no cache", self.program.decl(slot).name))),
-        }
     }
     /// Values per row.
     fn width(&self, slot: Slot) -> usize {
@@ -281,23 +274,30 @@ impl Planner<'_> {
             let rope = op::ApplyRope { x: o.q, rope: o.rope, heads: o.heads, head_dim, dim, pairing };
             self.rope(&rope, Some((norm[0], o.eps)))?;
         }
+        let format = self.program.kv_format(o.k_cache);
         let mut buffers = vec![
             ("slot_mapping", self.plain(o.slot_mapping)?),
             ("rope", self.plain(o.rope)?),
-            ("k", k),
-            ("v", v),
-            ("k_cache", self.plain(o.k_cache)?),
-            ("v_cache", self.plain(o.v_cache)?),
+            ("k", k.clone()),
+            ("v", v.clone()),
             ("q", q),
         ];
+        buffers.extend(self.cache(o.k_cache, ["k_cache", "k_scales"])?);
+        buffers.extend(self.cache(o.v_cache, ["v_cache", "v_scales"])?);
         if let Some(norm) = o.norm {
             buffers.push(("norm", self.plain(norm[1])?));
         }
         let query_heads = if o.norm.is_some() { 0 } else { o.heads };
-        let variant = variants::store(self.profile, self.kv(o.k_cache)?, Some((pairing, o.norm.is_some())));
+        let variant = variants::store(self.profile, format, Some((pairing, o.norm.is_some())));
         let mut dims = head_dims(o.kv_heads, head_dim, dim, o.eps)?;
         dims.push(("query_heads", query_heads as u32));
-        self.push(variant, dims, buffers, [2 * o.kv_heads + query_heads, self.program.rows, 1])
+        dims.push(("block_size", self.program.kv_shape(o.k_cache)[1] as u32));
+        self.push(variant, dims.clone(), buffers.clone(), [2 * o.kv_heads + query_heads, self.program.rows, 1])?;
+        if format.has_scales() {
+            let variant = variants::codes(self.profile, true);
+            self.push(variant, dims, buffers, [2 * o.kv_heads, self.program.rows, 1])?;
+        }
+        Ok(())
     }
 
     fn rope(&mut self, o: &op::ApplyRope, norm: Option<(Slot, f32)>) -> Steps {
@@ -311,24 +311,34 @@ impl Planner<'_> {
     }
 
     fn kv_store(&mut self, o: &op::KvStore) -> Steps {
-        let shape = &self.program.decl(o.cache).shape;
-        let mut dims = head_dims(shape[2], shape[3], 0, 0.0)?;
-        dims.push(("query_heads", 0));
-        let heads = shape[2];
-        let buffers = vec![
-            ("slot_mapping", self.plain(o.slot_mapping)?),
-            ("v", self.plain(o.x)?),
-            ("v_cache", self.plain(o.cache)?),
-        ];
-        let variant = variants::store(self.profile, self.kv(o.cache)?, None);
-        self.push(variant, dims, buffers, [heads, self.program.rows, 1])
+        let (format, [_, block_size, heads, head_dim]) =
+            (self.program.kv_format(o.cache), self.program.kv_shape(o.cache));
+        let mut dims = head_dims(heads, head_dim, 0, 0.0)?;
+        dims.extend([("query_heads", 0), ("block_size", block_size as u32)]);
+        let mut buffers = vec![("slot_mapping", self.plain(o.slot_mapping)?), ("v", self.plain(o.x)?)];
+        buffers.extend(self.cache(o.cache, ["v_cache", "v_scales"])?);
+        let grid = [heads, self.program.rows, 1];
+        self.push(variants::store(self.profile, format, None), dims.clone(), buffers.clone(), grid)?;
+        if format.has_scales() {
+            self.push(variants::codes(self.profile, false), dims, buffers, grid)?;
+        }
+        Ok(())
+    }
+
+    /// The buffers of a cache under the names that a kernel gives its elements and scales.
+    fn cache(
+        &self,
+        cache: KvCache,
+        names: [&'static str; 2],
+    ) -> Result<Vec<(&'static str, wgpu::Buffer)>, DeviceFault> {
+        names.into_iter().zip(cache.slots()).map(|(name, slot)| Ok((name, self.plain(slot)?))).collect()
     }
 
     fn attention(&mut self, o: &op::Attention) -> Steps {
         if !o.head_dim.is_multiple_of(4) || !o.heads.is_multiple_of(o.kv_heads) {
             return Err(unsupported(format!("{} heads over {} of width {}", o.heads, o.kv_heads, o.head_dim)));
         }
-        let block_size = self.program.decl(o.k_cache).shape[1];
+        let block_size = self.program.kv_shape(o.k_cache)[1];
         let max_blocks = self.program.decl(o.block_tables).shape[1];
         let rows = self.program.rows;
         let (group, quads) = (o.heads / o.kv_heads, o.head_dim / 4);
@@ -350,16 +360,16 @@ impl Planner<'_> {
             ("tile", TILE as u32),
         ];
         let positions = self.plain(o.positions)?;
-        let buffers = vec![
+        let mut buffers = vec![
             ("q", self.plain(o.q)?),
-            ("k_cache", self.plain(o.k_cache)?),
-            ("v_cache", self.plain(o.v_cache)?),
             ("positions", positions.clone()),
             ("row_seq", self.plain(o.row_seq)?),
             ("block_tables", self.plain(o.block_tables)?),
             ("out", target.clone()),
         ];
-        let variant = variants::attention(self.profile, self.kv(o.k_cache)?, group, o.head_dim, partial);
+        buffers.extend(self.cache(o.k_cache, ["k_cache", "k_scales"])?);
+        buffers.extend(self.cache(o.v_cache, ["v_cache", "v_scales"])?);
+        let variant = variants::attention(self.profile, self.program.kv_format(o.k_cache), group, o.head_dim, partial);
         self.push(variant, dims, buffers, [o.kv_heads, rows, if partial { splits } else { 1 }])?;
         if partial {
             let dims = vec![("heads", o.heads as u32), ("quads", quads as u32), window, ("splits", splits as u32)];
@@ -382,10 +392,14 @@ impl Planner<'_> {
     }
 
     fn copy_blocks(&mut self, o: &op::CopyBlocks) -> Steps {
-        let words = self.width(o.cache) * self.kv(o.cache)?.bytes() / 4;
-        let buffers = vec![("pairs", self.plain(o.pairs)?), ("cache", self.plain(o.cache)?)];
-        let grid = [words.div_ceil(64), self.program.rows, 1];
-        self.push(variants::plain("copy"), vec![("words", words as u32)], buffers, grid)
+        for slot in o.cache.slots() {
+            let decl = self.program.decl(slot);
+            let words = decl.bytes() / decl.shape[0].max(1) / 4;
+            let buffers = vec![("pairs", self.plain(o.pairs)?), ("cache", self.plain(slot)?)];
+            let grid = [words.div_ceil(64), self.program.rows, 1];
+            self.push(variants::plain("copy"), vec![("words", words as u32)], buffers, grid)?;
+        }
+        Ok(())
     }
 }
 

@@ -198,12 +198,17 @@ pub fn rope(profile: Profile, pairing: Pairing, norm: bool) -> Variant {
 }
 
 /// The store of keys and values, which rotates queries too unless heads are normed; `None`: the store of one
-/// tensor, as it is.
+/// tensor, as it is. For a format with scales it sets those, and [`codes`] stores.
 pub fn store(profile: Profile, kv: KvFormat, rope: Option<(Pairing, bool)>) -> Variant {
     let base = Variant::new("qkv").set("LANES", profile.lanes(8, 32)).set("KV", kv as u8).flag("ROPE", rope.is_some());
     let halved = rope.is_some_and(|(pairing, _)| pairing == Pairing::Halves);
     let norm = rope.is_some_and(|(_, norm)| norm);
     base.flag("HALVED", halved).flag("NORM", norm).flag("QUERY", rope.is_some() && !norm)
+}
+
+/// The store of E4M3 codes: of keys and values, or of one tensor.
+pub fn codes(profile: Profile, both: bool) -> Variant {
+    Variant::new("codes").set("LANES", profile.lanes(8, 32)).flag("BOTH", both)
 }
 
 /// Attention by (row, key head); `partial`: by split as well.
@@ -263,7 +268,8 @@ pub fn all(profile: Profile) -> Vec<Variant> {
     for pairing in [Pairing::Interleaved, Pairing::Halves] {
         out.extend([false, true].map(|with| rope(profile, pairing, with)));
     }
-    for kv in [KvFormat::F32, KvFormat::F16, KvFormat::BF16] {
+    out.extend([false, true].map(|both| codes(profile, both)));
+    for kv in KvFormat::ALL {
         out.push(store(profile, kv, None));
         for pairing in [Pairing::Interleaved, Pairing::Halves] {
             out.extend([false, true].map(|with| store(profile, kv, Some((pairing, with)))));

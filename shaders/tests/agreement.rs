@@ -52,6 +52,16 @@ agreement! {
 }
 
 #[test]
+fn broken_tokens_show() {
+    Profile::ALL.into_iter().for_each(|profile| on_adapters(profile, true, check::broken_tokens_show));
+}
+
+#[test]
+fn chunks_keep_their_bits() {
+    on_adapters(Profile::Cpu { broadcast: true }, true, check::chunks_keep_their_bits);
+}
+
+#[test]
 fn fused_ops_equal_their_parts() {
     on_adapters(Profile::Cpu { broadcast: true }, false, check::agrees_with_reference);
 }

@@ -15,11 +15,18 @@ struct Dims { kv_heads: u32, block_size: u32, max_blocks: u32, window: u32, spli
 @group(0) @binding(7) var<storage, read> block_tables: array<u32>; // [seqs, max_blocks]
 // [rows, heads, head_dim / 4]; PARTIAL: [rows, heads, splits, head_dim / 4 + 1], the last (max, sum, 0, 0)
 @group(0) @binding(8) var<storage, read_write> out: array<vec4<f32>>;
+//#if KV == 3
+@group(0) @binding(9) var<storage, read> k_scales: array<f32>; // [blocks, kv_heads]
+@group(0) @binding(10) var<storage, read> v_scales: array<f32>; // as k_scales
+//#end
 
 const QUADS: u32 = $QUADSu; // head_dim / 4
 const LOWEST: f32 = -3.0e38;
 var<workgroup> place: array<u32, 32>; // first quad of a token's key or value
 var<workgroup> weights: array<f32, $[32*GROUP]>; // [heads of the group, tokens]: scores, then exponentials
+//#if KV == 3
+var<workgroup> v_scale: array<f32, 32>; // of a token's block
+//#end
 // For scores an item is a token and $KSHARE heads, for values a quad and $SHARE heads.
 //#include merge
 
@@ -62,8 +69,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         for (var i = lane; i < $[32*GROUP/KSHARE]u; i += $LANESu) {
             let token = tile * 32u + i % 32u;
             let seen = clamp(token, first, position);
-            let slot = block_tables[table + seen / dims.block_size] * dims.block_size + seen % dims.block_size;
+            let block_id = block_tables[table + seen / dims.block_size];
+            let slot = block_id * dims.block_size + seen % dims.block_size;
             let at = (slot * dims.kv_heads + wg.x) * QUADS;
+            //#if KV == 3
+            let k_scale = k_scales[block_id * dims.kv_heads + wg.x];
+            if (i < 32u) { v_scale[i] = v_scales[block_id * dims.kv_heads + wg.x]; }
+            //#end
             if (i < 32u) { place[i] = at; }
             let source = (row * dims.kv_heads * $GROUPu + head + i / 32u) * QUADS;
             //#for h in 0..KSHARE
@@ -82,6 +94,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 //#end
             }
             //#for h in 0..KSHARE
+            //#if KV == 3
+            score_$h *= k_scale; // a power of two: exact here as anywhere
+            //#end
             weights[$[32*h]u + i] = select(LOWEST, score_$h * dims.scale, token == seen);
             //#end
         }
@@ -127,9 +142,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                     let value = kv_unpack(v_cache[place[t] + c]);
                     //#for h in 0..SHARE
                     //#if SHARE == 1
-                    let w_$h = weights[32u * own + t];
+                    var w_$h = weights[32u * own + t];
                     //#else
-                    let w_$h = weights[$[32*h]u + t];
+                    var w_$h = weights[$[32*h]u + t];
+                    //#end
+                    //#if KV == 3
+                    w_$h *= v_scale[t];
                     //#end
                     tile_$h = fma(vec4<f32>(w_$h), value, tile_$h);
                     //#end

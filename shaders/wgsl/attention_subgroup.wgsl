@@ -13,6 +13,10 @@ struct Dims { kv_heads: u32, block_size: u32, max_blocks: u32, window: u32, spli
 @group(0) @binding(7) var<storage, read> block_tables: array<u32>; // [seqs, max_blocks]
 // [rows, heads, head_dim / 4]; PARTIAL: [rows, heads, splits, head_dim / 4 + 1], the last (max, sum, 0, 0)
 @group(0) @binding(8) var<storage, read_write> out: array<vec4<f32>>;
+//#if KV == 3
+@group(0) @binding(9) var<storage, read> k_scales: array<f32>; // [blocks, kv_heads]
+@group(0) @binding(10) var<storage, read> v_scales: array<f32>; // as k_scales
+//#end
 //#include merge
 
 const QUADS: u32 = $QUADSu; // head_dim / 4
@@ -66,15 +70,23 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
     for (var tile = max(first / 32u, split * 8u); tile <= last_tile; tile += 1u) {
         let blocks = min((position - tile * 32u) / 8u + 1u, 4u);
         var places = vec4<u32>();
+        //#if KV == 3
+        var v_scale = vec4<f32>();
+        //#end
         //#for g in 0..GROUP
         var s_$g = vec4<f32>(LOWEST);
         //#end
         for (var block = 0u; block < blocks; block += 1u) {
             let token = tile * 32u + block * 8u + lane;
             let seen = clamp(token, first, position);
-            let slot = block_tables[table + seen / dims.block_size] * dims.block_size + seen % dims.block_size;
+            let block_id = block_tables[table + seen / dims.block_size];
+            let slot = block_id * dims.block_size + seen % dims.block_size;
             let at = (slot * dims.kv_heads + wg.x) * QUADS;
             places = select(places, vec4<u32>(at), vec4<bool>(block == 0u, block == 1u, block == 2u, block == 3u));
+            //#if KV == 3
+            let k_scale = k_scales[block_id * dims.kv_heads + wg.x];
+            v_scale = put(v_scale, block, v_scales[block_id * dims.kv_heads + wg.x]);
+            //#end
             //#for g in 0..GROUP
             var score_$g = 0.0;
             //#end
@@ -93,6 +105,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
             }
             //#end
             //#for g in 0..GROUP
+            //#if KV == 3
+            score_$g *= k_scale; // a power of two: exact here as anywhere
+            //#end
             s_$g = put(s_$g, block, select(LOWEST, score_$g * dims.scale, token == seen));
             //#end
         }
@@ -109,7 +124,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
         for (var block = 0u; block < blocks; block += 1u) {
             let place = select(select(places.x, places.y, block == 1u), select(places.z, places.w, block == 3u), block >= 2u);
             //#for g in 0..GROUP
+            //#if KV == 3
+            let w_$g = pick(p_$g, block) * pick(v_scale, block);
+            //#else
             let w_$g = pick(p_$g, block);
+            //#end
             //#end
             //#for t in 0..8
             {

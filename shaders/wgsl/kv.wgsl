@@ -1,8 +1,22 @@
-// Cached values, four at a time: packing and unpacking of $KV (F32, F16, BF16).
+// Cached values, four at a time: packing and unpacking of $KV (F32, F16, BF16); E4M3 is unpacked only, without
+// its scale, and packed by `e4m3`.
 //#if KV == 0
 alias Quad = vec4<f32>;
 fn kv_unpack(v: Quad) -> vec4<f32> { return v; }
 fn kv_pack(v: vec4<f32>) -> Quad { return v; }
+//#else
+//#if KV == 3
+alias Quad = u32;
+// No f32 or f16 on the way is subnormal: a device may flush those. All NaN codes, as broken heads have, stay NaN.
+fn kv_unpack(w: Quad) -> vec4<f32> {
+    let code = vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u);
+    let low = code & vec4<u32>(0x7fu);
+    let normal = (low << vec4<u32>(20u)) + vec4<u32>(0x3c000000u);
+    let small = bitcast<vec4<u32>>(vec4<f32>(low) * 0.001953125);
+    let sign = (code & vec4<u32>(0x80u)) << vec4<u32>(24u);
+    let broken = select(0u, 0x7fc00000u, w == 0x7f7f7f7fu);
+    return bitcast<vec4<f32>>(select(normal, small, low < vec4<u32>(8u)) | sign | vec4<u32>(broken));
+}
 //#else
 alias Quad = vec2<u32>;
 //#if KV == 1
@@ -21,5 +35,6 @@ fn kv_round(v: f32) -> u32 {
 fn kv_pack(v: vec4<f32>) -> Quad {
     return vec2<u32>(kv_round(v.x) | (kv_round(v.y) << 16u), kv_round(v.z) | (kv_round(v.w) << 16u));
 }
+//#end
 //#end
 //#end

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUfunction, CUmodule, CUresult, CUstream,
 };
-use ponder_engine::backend::{DeviceInfo, DeviceKind};
+use ponder_engine::backend::{DeviceInfo, DeviceKind, DeviceMemory};
 use ponder_engine::error::{DeviceFault, Error, Result};
 
 use crate::backend::{Cuda, ROW_BUCKETS};
@@ -49,7 +49,6 @@ const NEEDED: &[&str] = &[
     "cuDeviceGet",
     "cuDeviceGetName",
     "cuDeviceGetAttribute",
-    "cuDeviceTotalMem_v2",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease_v2",
     "cuCtxSetCurrent",
@@ -64,6 +63,7 @@ const NEEDED: &[&str] = &[
     "cuEventDestroy_v2",
     "cuEventElapsedTime",
     "cuMemAlloc_v2",
+    "cuMemGetInfo_v2",
     "cuMemFree_v2",
     "cuMemHostAlloc",
     "cuMemFreeHost",
@@ -273,11 +273,11 @@ impl Drop for Driver {
 
 fn describe(device: CUdevice, version: c_int) -> Result<(DeviceInfo, u32, u32)> {
     let mut name = [0u8; 128];
-    let mut memory = 0;
-    // SAFETY: the buffer has the length that is given.
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the buffer has the length that is given; a context of the device is current.
     unsafe {
         check(sys::cuDeviceGetName(name.as_mut_ptr().cast(), 127, device), "asking for the device's name")?;
-        check(sys::cuDeviceTotalMem_v2(&mut memory, device), "asking for the device's memory")?;
+        check(sys::cuMemGetInfo_v2(&mut free, &mut total), "asking for the device's memory")?;
     }
     let name = CStr::from_bytes_until_nul(&name).map_or("GPU".into(), |n| n.to_string_lossy().into_owned());
     let major = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
@@ -287,7 +287,7 @@ fn describe(device: CUdevice, version: c_int) -> Result<(DeviceInfo, u32, u32)> 
         backend: "cuda",
         name,
         kind: if integrated { DeviceKind::IntegratedGpu } else { DeviceKind::DiscreteGpu },
-        memory_bytes: Some(memory as u64),
+        memory: Some(DeviceMemory { free: free as u64, total: total as u64 }),
         row_buckets: ROW_BUCKETS.to_vec(),
         features: vec![
             format!("compute {major}.{minor}"),

@@ -6,9 +6,11 @@ use std::collections::HashMap;
 use super::reference::ReferenceBackend;
 use super::{Backend, Bound, cast_vec};
 use crate::error::{DeviceFault, Error, Result};
+use crate::format::KvFormat;
 use crate::op::lower::lower;
-use crate::op::problem::{Problem, problems};
-use crate::program::{Program, Role};
+use crate::op::problem::{Expected, Problem, noise, problems};
+use crate::op::{Attention, KvStore};
+use crate::program::{Elem, Program, Role};
 
 /// Runs a problem; returns the bytes of its outputs.
 pub fn run<B: Backend>(backend: &mut B, problem: &Problem) -> Result<Vec<Vec<u8>>> {
@@ -126,6 +128,103 @@ pub fn rows_are_independent<B: Backend>(backend: &mut B) -> Result<usize> {
     verdict(backend, failures, count)
 }
 
+/// Checks that what is cached does not depend on how tokens are cut into steps: the last row of every problem
+/// that stores and attends has the same bits after one launch of all rows as after one launch for each.
+pub fn chunks_keep_their_bits<B: Backend>(backend: &mut B) -> Result<usize> {
+    let (rows, live, mut count, mut failures) = (64, 40, 0, Vec::new());
+    for whole in problems(rows, live).into_iter().filter(|p| p.name.starts_with("qkv")) {
+        let (_, inputs) = &whole.launches[0];
+        let one = |row: usize| {
+            let part = |(name, bytes): (&String, &Vec<u8>)| {
+                let width = bytes.len() / rows;
+                let part = match name.as_str() {
+                    "live" => bytemuck::cast_slice(&[1u32, 1]).to_vec(),
+                    "block_tables" => bytes.clone(),
+                    _ => bytes[row * width..][..width].to_vec(),
+                };
+                (name.clone(), part)
+            };
+            (0, inputs.iter().map(part).collect())
+        };
+        let cut = Problem { launches: (0..live).map(one).collect(), ..whole.clone() };
+        let (want, got) = (run(backend, &whole)?, run(backend, &cut)?);
+        for ((expected, want), got) in whole.outputs.iter().zip(want).zip(got) {
+            count += 1;
+            let bytes = 4 * expected.width;
+            if got[..bytes] != want[(live - 1) * bytes..][..bytes] {
+                failures.push(format!("{}: {}: row by row against all at once", whole.name, expected.slot));
+            }
+        }
+    }
+    verdict(backend, failures, count)
+}
+
+/// Checks that a token with an infinite key and value spoils the attention of its own row and of every later
+/// one, in every cache format, and of none before.
+pub fn broken_tokens_show<B: Backend>(backend: &mut B) -> Result<usize> {
+    const ROWS: usize = 3;
+    const DIM: usize = 64;
+    let mut failures = Vec::new();
+    for kv in KvFormat::ALL {
+        let mut p = Program::new("broken", ROWS, ROWS);
+        let mut input = |name: &str, elem, shape: &[usize]| p.slot(name, Role::Input, elem, shape);
+        let [q, k, v] = ["q", "k", "v"].map(|name| input(name, Elem::F32, &[ROWS, DIM]));
+        let slot_mapping = input("slot_mapping", Elem::I32, &[ROWS]);
+        let [positions, row_seq] = ["positions", "row_seq"].map(|name| input(name, Elem::U32, &[ROWS]));
+        let block_tables = input("block_tables", Elem::U32, &[1, 1]);
+        let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| p.kv_cache(name, kv, [1, 16, 1, DIM]));
+        let out = p.slot("out", Role::Output, Elem::F32, &[ROWS, DIM]);
+        p.push(KvStore { x: k, cache: k_cache, slot_mapping });
+        p.push(KvStore { x: v, cache: v_cache, slot_mapping });
+        let (heads, kv_heads, head_dim, scale, window) = (1, 1, DIM, 0.125, None);
+        p.push(Attention {
+            q,
+            k_cache,
+            v_cache,
+            positions,
+            row_seq,
+            block_tables,
+            out,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            window,
+        });
+        let values = |name| (0..ROWS * DIM).map(|i| noise(3, name, i / DIM, i % DIM)).collect::<Vec<f32>>();
+        let with_infinity = |name| {
+            let mut x = values(name);
+            x[DIM + 5] = f32::INFINITY;
+            x
+        };
+        let floats = [("q", values("q")), ("k", with_infinity("k")), ("v", with_infinity("v"))];
+        let ids = [
+            ("live", vec![3, 3]),
+            ("slot_mapping", vec![0, 1, 2]),
+            ("positions", vec![0, 1, 2]),
+            ("row_seq", vec![0u32; ROWS]),
+            ("block_tables", vec![0]),
+        ];
+        let bytes = |name: &str, bytes: &[u8]| (name.to_string(), bytes.to_vec());
+        let floats = floats.iter().map(|(name, x)| bytes(name, bytemuck::cast_slice(x)));
+        let inputs = floats.chain(ids.iter().map(|(name, x)| bytes(name, bytemuck::cast_slice(x)))).collect();
+        let expected = Expected { slot: "out".into(), len: ROWS * DIM, width: DIM, tolerance: None };
+        let problem = Problem {
+            name: format!("broken {kv}"),
+            programs: vec![p],
+            weights: HashMap::new(),
+            launches: vec![(0, inputs)],
+            outputs: vec![expected],
+        };
+        let out: Vec<f32> = cast_vec(&run(backend, &problem)?[0]);
+        let spoilt: Vec<bool> = out.chunks(DIM).map(|row| row.iter().any(|x| !x.is_finite())).collect();
+        if spoilt != [false, true, true] {
+            failures.push(format!("{kv}: rows that show it: {spoilt:?}, not the second and third"));
+        }
+    }
+    verdict(backend, failures, KvFormat::ALL.len())
+}
+
 fn verdict<B: Backend>(backend: &B, failures: Vec<String>, count: usize) -> Result<usize> {
     if failures.is_empty() {
         return Ok(count);
@@ -150,6 +249,11 @@ mod tests {
             failures.extend(differences(&problem, &fused, &lowered, 8, 7));
         }
         assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    #[test]
+    fn the_oracle_shows_broken_tokens() {
+        broken_tokens_show(&mut ReferenceBackend::default()).unwrap();
     }
 
     #[test]

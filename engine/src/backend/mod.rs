@@ -19,13 +19,22 @@ pub struct DeviceInfo {
     pub name: String,
     /// Its kind.
     pub kind: DeviceKind,
-    /// Memory that could be had, in bytes, where the device tells.
-    pub memory_bytes: Option<u64>,
+    /// Its memory, where the device tells.
+    pub memory: Option<DeviceMemory>,
     /// Row capacities to compile programs for, ascending. One entry means: one program
     /// serves every number of live rows.
     pub row_buckets: Vec<usize>,
     /// Features chosen at run time (SIMD level, subgroups, ...), for `ponder devices`.
     pub features: Vec<String>,
+}
+
+/// Memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What could be had now.
+    pub free: u64,
+    /// All there is.
+    pub total: u64,
 }
 
 /// Kind of a device.

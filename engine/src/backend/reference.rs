@@ -6,8 +6,9 @@ use std::rc::Rc;
 
 use super::{Backend, Bound, DeviceInfo, DeviceKind, cast_vec};
 use crate::error::{DeviceFault, Error, Result};
+use crate::format::KvFormat;
 use crate::op::Op;
-use crate::program::{Elem, Program, Role, RowSpace, Slot, SlotDecl};
+use crate::program::{Elem, KvCache, Program, Role, RowSpace, Slot, SlotDecl};
 
 /// Values of one slot.
 #[derive(Clone, Debug)]
@@ -37,6 +38,9 @@ impl<'a> Env<'a> {
     }
     pub(crate) fn shape(&self, slot: Slot) -> &[usize] {
         &self.program.decl(slot).shape
+    }
+    pub(crate) fn kv_format(&self, cache: KvCache) -> KvFormat {
+        self.program.kv_format(cache)
     }
     pub(crate) fn live(&self, space: RowSpace) -> usize {
         self.u32s(self.program.live)[space as usize] as usize
@@ -84,7 +88,7 @@ impl Default for ReferenceBackend {
             backend: "reference",
             name: "f64 interpreter".into(),
             kind: DeviceKind::Cpu,
-            memory_bytes: None,
+            memory: None,
             row_buckets: vec![512],
             features: Vec::new(),
         };

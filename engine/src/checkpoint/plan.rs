@@ -2,18 +2,17 @@
 
 use std::fmt;
 
-use crate::format::KvFormat;
-use crate::model::ModelConfig;
+use crate::kv::bytes::KvBytes;
 
 /// Bytes, and what fits. Prints as a small table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Bytes of the weights.
     pub weights: u64,
-    /// Format of the KV cache.
-    pub kv_format: KvFormat,
-    /// Bytes of keys and values per token, over all layers.
-    pub kv_per_token: u64,
+    /// The KV cache, but for its length.
+    pub kv: KvBytes,
+    /// Tokens per block of it.
+    pub block_size: usize,
     /// Bytes for activations and tables.
     pub scratch: u64,
     /// Bytes that may be used in all.
@@ -23,22 +22,21 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// A plan for `config`, whose weights take `weights` bytes, within `budget` bytes.
-    pub fn new(config: &ModelConfig, weights: u64, kv_format: KvFormat, scratch: u64, budget: u64) -> MemoryPlan {
-        let kv_per_token = config.kv_bytes_per_token(kv_format) as u64;
-        MemoryPlan { weights, kv_format, kv_per_token, scratch, budget, context: config.context as u64 }
-    }
     /// Bytes left for the KV cache.
     pub fn kv_budget(&self) -> u64 {
         self.budget.saturating_sub(self.weights).saturating_sub(self.scratch)
     }
-    /// Tokens that fit in [`kv_budget`](Self::kv_budget), over all requests together.
-    pub fn tokens(&self) -> u64 {
-        self.kv_budget() / self.kv_per_token.max(1)
+    /// Blocks that fit in [`kv_budget`](Self::kv_budget), scales included.
+    pub fn blocks(&self) -> u64 {
+        self.kv_budget() / self.kv.per_block(self.block_size).max(1)
     }
-    /// Bytes that are missing before even one token fits.
+    /// Tokens that fit, over all requests together.
+    pub fn tokens(&self) -> u64 {
+        self.blocks().saturating_mul(self.block_size as u64)
+    }
+    /// Bytes that are missing before even one block fits.
     pub fn missing(&self) -> Option<u64> {
-        let least = self.weights.saturating_add(self.scratch).saturating_add(self.kv_per_token);
+        let least = self.weights.saturating_add(self.scratch).saturating_add(self.kv.per_block(self.block_size));
         least.checked_sub(self.budget).filter(|m| *m > 0)
     }
 }
@@ -57,11 +55,15 @@ pub fn bytes_in_words(bytes: u64) -> String {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kv = format!("KV cache ({:?})", self.kv_format);
+        let kv = format!("KV cache ({})", self.kv.format);
         writeln!(f, "{:<16} {:>10}", "memory budget", bytes_in_words(self.budget))?;
         writeln!(f, "{:<16} {:>10}", "weights", bytes_in_words(self.weights))?;
         writeln!(f, "{:<16} {:>10}", "scratch", bytes_in_words(self.scratch))?;
-        writeln!(f, "{kv:<16} {:>10} per token", bytes_in_words(self.kv_per_token))?;
+        writeln!(f, "{kv:<16} {:>10} per token", bytes_in_words(self.kv.per_token()))?;
+        if self.kv.format.has_scales() {
+            let (bytes, tokens) = (bytes_in_words(self.kv.scales_per_block()), self.block_size);
+            writeln!(f, "{:<16} {bytes:>10} per block of {tokens} tokens", "KV scales")?;
+        }
         match self.missing() {
             Some(m) => write!(f, "{:<16} {:>10}", "missing", bytes_in_words(m)),
             None => {
@@ -76,21 +78,28 @@ impl fmt::Display for MemoryPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::KvFormat;
+    use crate::kv::bytes::Vectors;
 
     #[test]
     fn fits_and_missing() {
         let mut plan = MemoryPlan {
             weights: 98_000_000,
-            kv_format: KvFormat::F16,
-            kv_per_token: 23_040,
+            // SmolLM2-135M.
+            kv: KvBytes { layers: 30, vectors: Vectors::Gqa { kv_heads: 3, head_dim: 64 }, format: KvFormat::F16 },
+            block_size: 16,
             scratch: 2_000_000,
             budget: 500_000_000,
             context: 8192,
         };
-        assert_eq!((plan.tokens(), plan.missing()), (400_000_000 / 23_040, None));
-        assert!(plan.to_string().contains("17361 tokens = 2.1 contexts of 8192"), "{plan}");
+        assert_eq!((plan.tokens(), plan.missing()), (400_000_000 / 23_040 / 16 * 16, None));
+        assert!(plan.to_string().contains("17360 tokens = 2.1 contexts of 8192"), "{plan}");
         plan.budget = 90_000_000;
-        assert_eq!((plan.tokens(), plan.missing()), (0, Some(10_023_040)));
-        assert!(plan.to_string().ends_with("10.0 MB"), "{plan}");
+        assert_eq!((plan.tokens(), plan.missing()), (0, Some(10_368_640)));
+        assert!(plan.to_string().ends_with("10.4 MB"), "{plan}");
+        plan.budget = 500_000_000;
+        plan.kv.format = KvFormat::E4M3;
+        assert_eq!(plan.blocks(), 400_000_000 / (16 * 11_520 + 720));
+        assert!(plan.to_string().contains("720 B per block of 16 tokens"), "{plan}");
     }
 }

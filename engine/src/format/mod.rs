@@ -1,6 +1,7 @@
 //! How numbers are stored: the weight formats and the KV-cache formats, as rows of two tables.
 
 pub mod decode;
+pub mod e4m3;
 pub mod encode;
 
 use serde::{Deserialize, Serialize};
@@ -108,22 +109,58 @@ pub enum KvFormat {
     F16,
     /// The upper half of a single.
     BF16,
+    /// FP8: [`e4m3`] codes, with a scale for each block and head.
+    #[serde(rename = "fp8")]
+    E4M3,
 }
 
 impl KvFormat {
+    /// Every format, for tables and tests.
+    pub const ALL: [KvFormat; 4] = [KvFormat::F32, KvFormat::F16, KvFormat::BF16, KvFormat::E4M3];
+
     /// Bytes of one element.
     pub const fn bytes(self) -> usize {
         match self {
             KvFormat::F32 => 4,
             KvFormat::F16 | KvFormat::BF16 => 2,
+            KvFormat::E4M3 => 1,
         }
     }
-    /// The value after a round trip through the cache.
+    /// Whether each block and head has a scale, of 4 bytes.
+    pub const fn has_scales(self) -> bool {
+        matches!(self, KvFormat::E4M3)
+    }
+    /// The word for it on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            KvFormat::F32 => "f32",
+            KvFormat::F16 => "f16",
+            KvFormat::BF16 => "bf16",
+            KvFormat::E4M3 => "fp8",
+        }
+    }
+    /// The value after a round trip through the cache; of a format with scales, of what was divided by its scale.
     pub fn round(self, x: f32) -> f32 {
         match self {
             KvFormat::F32 => x,
             KvFormat::F16 => half::f16::from_f32(x).to_f32(),
             KvFormat::BF16 => half::bf16::from_f32(x).to_f32(),
+            KvFormat::E4M3 => e4m3::decode(e4m3::encode(x)),
         }
+    }
+}
+
+impl std::fmt::Display for KvFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for KvFormat {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        let word = word.to_ascii_lowercase();
+        let found = Self::ALL.into_iter().find(|f| f.name() == word || *f == KvFormat::E4M3 && word == "fp8_e4m3");
+        found.ok_or_else(|| "it is none of f32, f16, bf16, fp8 (also written fp8_e4m3)".into())
     }
 }

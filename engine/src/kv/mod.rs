@@ -3,6 +3,8 @@
 //! Blocks are numbers here; their contents are the backend's. Invariant, checked by
 //! [`BlockPool::check`]: every block is free or held by exactly one sequence.
 
+pub mod bytes;
+
 use std::collections::HashMap;
 
 use crate::request::SeqId;

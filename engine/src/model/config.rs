@@ -1,5 +1,7 @@
 //! The numbers that define a model, whatever file they came from.
 
+use crate::format::KvFormat;
+use crate::kv::bytes::{KvBytes, Vectors};
 use crate::model::family::Family;
 
 /// Dimensions and constants of a decoder.
@@ -113,8 +115,9 @@ impl ModelConfig {
     pub fn is_local(&self, layer: usize) -> bool {
         self.local.as_ref().is_some_and(|l| !(layer + 1).is_multiple_of(l.pattern))
     }
-    /// KV-cache bytes of one token over all layers.
-    pub fn kv_bytes_per_token(&self, format: crate::format::KvFormat) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * format.bytes()
+    /// What its KV cache takes.
+    pub fn kv_bytes(&self, format: KvFormat) -> KvBytes {
+        let vectors = Vectors::Gqa { kv_heads: self.kv_heads, head_dim: self.head_dim };
+        KvBytes { layers: self.layers, vectors, format }
     }
 }

@@ -1,8 +1,13 @@
 //! Causal grouped-query attention over a paged KV cache, and the store into it.
+//!
+//! A cache of codes ([`crate::format::e4m3`]) has a scale for each block and head: the store of a token
+//! whose place is the first of a block sets it, and later tokens of the block use it. Rows that are the first
+//! of their block come before the others, whose scale may be set in the same step.
 
 use super::{Cost, StepShape};
 use crate::backend::reference::Env;
-use crate::program::{Elem, Program, RowSpace, Slot};
+use crate::format::e4m3;
+use crate::program::{KvCache, Program, RowSpace, Slot};
 
 /// `out[r, h] = softmax(scale * q[r, h] . K[0..=position]) V[0..=position]`, keys and values read
 /// through the row's block table. Token `t` of a sequence lies in block `table[t / block_size]` at
@@ -11,10 +16,10 @@ use crate::program::{Elem, Program, RowSpace, Slot};
 pub struct Attention {
     /// `f32 [rows, heads * head_dim]`.
     pub q: Slot,
-    /// KV `[blocks, block_size, kv_heads, head_dim]`.
-    pub k_cache: Slot,
+    /// `[blocks, block_size, kv_heads, head_dim]`.
+    pub k_cache: KvCache,
     /// As `k_cache`.
-    pub v_cache: Slot,
+    pub v_cache: KvCache,
     /// `u32 [rows]`: position of the row's token; it attends to itself and all before.
     pub positions: Slot,
     /// `u32 [rows]`: which block table belongs to the row.
@@ -40,15 +45,15 @@ pub struct Attention {
 pub struct KvStore {
     /// `f32 [rows, kv_heads * head_dim]`.
     pub x: Slot,
-    /// KV `[blocks, block_size, kv_heads, head_dim]`.
-    pub cache: Slot,
+    /// `[blocks, block_size, kv_heads, head_dim]`.
+    pub cache: KvCache,
     /// `i32 [rows]`.
     pub slot_mapping: Slot,
 }
 
 impl Attention {
     pub(super) fn reference(&self, env: &mut Env<'_>) {
-        let block_size = env.shape(self.k_cache)[1];
+        let block_size = env.shape(self.k_cache.elements())[1];
         let max_blocks = env.shape(self.block_tables)[1];
         let (dim, group) = (self.head_dim, self.heads / self.kv_heads);
         for row in 0..env.live(RowSpace::Batch) {
@@ -56,29 +61,29 @@ impl Attention {
             let first = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
             let table = env.u32s(self.block_tables)[env.u32s(self.row_seq)[row] as usize * max_blocks..].to_vec();
             for head in 0..self.heads {
-                let at = |t: usize| {
-                    let slot = table[t / block_size] as usize * block_size + t % block_size;
-                    (slot * self.kv_heads + head / group) * dim
+                let cached = |cache: KvCache, t: usize| {
+                    let (block, offset) = (table[t / block_size] as usize, t % block_size);
+                    let at = ((block * block_size + offset) * self.kv_heads + head / group) * dim;
+                    let scale = cache.scales().map_or(1.0, |s| env.f64s(s)[block * self.kv_heads + head / group]);
+                    env.f64s(cache.elements())[at..][..dim].iter().map(move |x| x * scale)
                 };
                 let q = &env.f64s(self.q)[(row * self.heads + head) * dim..][..dim];
-                let key = env.f64s(self.k_cache);
                 let scores: Vec<f64> = (first..=position)
-                    .map(|t| key[at(t)..][..dim].iter().zip(q).map(|(k, q)| k * q).sum::<f64>() * self.scale as f64)
+                    .map(|t| cached(self.k_cache, t).zip(q).map(|(k, q)| k * q).sum::<f64>() * self.scale as f64)
                     .collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 let mut out = vec![0.0; dim];
                 for (t, w) in (first..=position).zip(&weights) {
-                    let value = &env.f64s(self.v_cache)[at(t)..][..dim];
-                    out.iter_mut().zip(value).for_each(|(o, v)| *o += w / total * v);
+                    out.iter_mut().zip(cached(self.v_cache, t)).for_each(|(o, v)| *o += w / total * v);
                 }
                 env.f64s_mut(self.out)[(row * self.heads + head) * dim..][..dim].copy_from_slice(&out);
             }
         }
     }
     pub(super) fn cost(&self, program: &Program, step: &StepShape) -> Cost {
-        let Elem::Kv(format) = program.decl(self.k_cache).elem else { unreachable!("cache slots hold KV") };
+        let format = program.kv_format(self.k_cache);
         let tokens = (step.rows * self.window.map_or(step.context, |w| w.min(step.context))) as f64;
         Cost {
             bytes: tokens * (2 * self.kv_heads * self.head_dim * format.bytes()) as f64,
@@ -86,7 +91,8 @@ impl Attention {
         }
     }
     pub(super) fn reads(&self) -> Vec<Slot> {
-        vec![self.q, self.k_cache, self.v_cache, self.positions, self.row_seq, self.block_tables]
+        let caches = self.k_cache.slots().chain(self.v_cache.slots());
+        [self.q, self.positions, self.row_seq, self.block_tables].into_iter().chain(caches).collect()
     }
     pub(super) fn writes(&self) -> Vec<Slot> {
         vec![self.out]
@@ -95,28 +101,44 @@ impl Attention {
 
 impl KvStore {
     pub(super) fn reference(&self, env: &mut Env<'_>) {
-        let width: usize = env.shape(self.cache)[2..].iter().product();
-        let Elem::Kv(format) = env.decl(self.cache).elem else { unreachable!("cache slots hold KV") };
-        for row in 0..env.live(RowSpace::Batch) {
-            let slot = env.i32s(self.slot_mapping)[row];
-            if slot < 0 {
-                continue;
+        let [block_size, heads, dim] = env.shape(self.cache.elements())[1..] else { unreachable!("a cache's shape") };
+        let rows = (0..env.live(RowSpace::Batch)).filter_map(|row| {
+            let slot = usize::try_from(env.i32s(self.slot_mapping)[row]).ok()?;
+            Some((row, slot))
+        });
+        let stored: Vec<(usize, usize, usize)> =
+            rows.flat_map(|(row, slot)| (0..heads).map(move |head| (row, slot, head))).collect();
+        let new = |env: &Env<'_>, row: usize, head: usize| -> Vec<f32> {
+            env.f64s(self.x)[(row * heads + head) * dim..][..dim].iter().map(|x| *x as f32).collect()
+        };
+        if let Some(scales) = self.cache.scales() {
+            for &(row, slot, head) in stored.iter().filter(|(_, slot, _)| slot.is_multiple_of(block_size)) {
+                let scale = e4m3::scale(e4m3::largest(&new(env, row, head)));
+                env.f64s_mut(scales)[slot / block_size * heads + head] = f64::from(scale);
             }
-            let x = env.f64s(self.x)[row * width..][..width].to_vec();
-            let out = &mut env.f64s_mut(self.cache)[slot as usize * width..][..width];
-            out.iter_mut().zip(x).for_each(|(o, v)| *o = format.round(v as f32) as f64);
+        }
+        for (row, slot, head) in stored {
+            let x = new(env, row, head);
+            let rounded: Vec<f64> = match self.cache.scales() {
+                None => x.into_iter().map(|x| f64::from(env.kv_format(self.cache).round(x))).collect(),
+                Some(_) if !e4m3::largest(&x).is_finite() => vec![f64::NAN; dim],
+                Some(scales) => {
+                    let scale = env.f64s(scales)[slot / block_size * heads + head] as f32;
+                    x.into_iter().map(|x| f64::from(env.kv_format(self.cache).round(x / scale))).collect()
+                }
+            };
+            env.f64s_mut(self.cache.elements())[(slot * heads + head) * dim..][..dim].copy_from_slice(&rounded);
         }
     }
     pub(super) fn cost(&self, program: &Program, step: &StepShape) -> Cost {
-        let cache = program.decl(self.cache);
-        let Elem::Kv(format) = cache.elem else { unreachable!("cache slots hold KV") };
-        let n = step.rows * cache.shape[2] * cache.shape[3];
-        Cost { bytes: (n * (4 + format.bytes())) as f64, flops: 0.0 }
+        let [_, _, heads, dim] = program.kv_shape(self.cache);
+        let n = step.rows * heads * dim;
+        Cost { bytes: (n * (4 + program.kv_format(self.cache).bytes())) as f64, flops: 0.0 }
     }
     pub(super) fn reads(&self) -> Vec<Slot> {
-        vec![self.x, self.slot_mapping]
+        [self.x, self.slot_mapping].into_iter().chain(self.cache.scales()).collect()
     }
     pub(super) fn writes(&self) -> Vec<Slot> {
-        vec![self.cache]
+        self.cache.slots().collect()
     }
 }

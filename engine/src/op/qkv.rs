@@ -3,7 +3,7 @@
 use super::{ApplyRope, Cost, KvStore, Linear, RmsNorm, StepShape};
 use crate::backend::reference::Env;
 use crate::model::Pairing;
-use crate::program::{Program, RowSpace, Slot};
+use crate::program::{KvCache, Program, RowSpace, Slot};
 
 /// Everything between the attention norm and attention itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,10 +30,10 @@ pub struct QkvRopeStore {
     pub pairing: Pairing,
     /// `i32 [rows]`: `block * block_size + offset`, -1 for padding.
     pub slot_mapping: Slot,
-    /// KV `[blocks, block_size, kv_heads, head_dim]`.
-    pub k_cache: Slot,
-    /// As `k_cache`.
-    pub v_cache: Slot,
+    /// Where keys go, `[blocks, block_size, kv_heads, head_dim]`.
+    pub k_cache: KvCache,
+    /// Where values go, as `k_cache`.
+    pub v_cache: KvCache,
     /// Rotated queries, `f32 [rows, heads * head_dim]`.
     pub q: Slot,
     /// Scratch for new keys, `f32 [rows, kv_heads * head_dim]`.
@@ -84,6 +84,7 @@ impl QkvRopeStore {
         reads
     }
     pub(super) fn writes(&self) -> Vec<Slot> {
-        vec![self.q, self.k, self.v, self.k_cache, self.v_cache]
+        let caches = self.k_cache.slots().chain(self.v_cache.slots());
+        [self.q, self.k, self.v].into_iter().chain(caches).collect()
     }
 }

@@ -12,7 +12,7 @@ pub fn list() -> Vec<DeviceInfo> {
         backend: "wgpu",
         name: a.name,
         kind: a.kind,
-        memory_bytes: None,
+        memory: None,
         row_buckets: Vec::new(), // known once it is open
         features: vec![a.api, a.driver, format!("profile {}", a.profile)],
     };

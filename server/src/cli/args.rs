@@ -30,8 +30,8 @@ pub struct ModelArgs {
     /// Threads of the CPU backend; 0 is one per core
     #[arg(long, short, env = "PONDER_THREADS", allow_negative_numbers = true, default_value_t = 0, value_name = "N")]
     pub threads: usize,
-    /// Storage of cached keys and values: f32, f16 or bf16
-    #[arg(long, env = "PONDER_KV_CACHE_DTYPE", default_value = "f16", value_parser = kv_format, value_name = "T")]
+    /// Storage of cached keys and values: f32, f16, bf16 or fp8 (E4M3 with scales: half the memory of f16)
+    #[arg(long, env = "PONDER_KV_CACHE_DTYPE", default_value = "f16", value_name = "T")]
     pub kv_cache_dtype: KvFormat,
     /// Longest prompt and answer together, in tokens [default: the model's context, at most 8192]
     #[arg(long, env = "PONDER_MAX_MODEL_LEN", allow_negative_numbers = true, value_name = "N")]
@@ -39,6 +39,10 @@ pub struct ModelArgs {
     /// Bytes of the KV pool, such as 500M or 2G [default: a few of the longest sequences]
     #[arg(long, env = "PONDER_KV_MEMORY", value_parser = byte_count, value_name = "BYTES")]
     pub kv_memory: Option<u64>,
+    /// Share of the device's memory to use, such as 0.9: the KV pool takes all that weights and activations
+    /// leave of it [default: a few of the longest sequences, within 0.9]
+    #[arg(long, env = "PONDER_GPU_MEMORY_UTILIZATION", allow_negative_numbers = true, value_name = "F")]
+    pub gpu_memory_utilization: Option<f64>,
     /// Tokens per KV block
     #[arg(
         long,
@@ -100,6 +104,7 @@ impl ModelArgs {
             max_model_len: self.max_model_len,
             max_num_seqs: seqs,
             kv_memory: self.kv_memory,
+            gpu_memory_utilization: self.gpu_memory_utilization,
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
@@ -210,15 +215,6 @@ fn draft_policy(word: &str) -> Result<DraftPolicy, String> {
     match word.parse() {
         Ok(k @ 0..=32) => Ok(DraftPolicy::Fixed(k)),
         _ => Err("it is neither auto nor a number from 0 to 32".into()),
-    }
-}
-
-fn kv_format(word: &str) -> Result<KvFormat, String> {
-    match word.to_ascii_lowercase().as_str() {
-        "f32" => Ok(KvFormat::F32),
-        "f16" => Ok(KvFormat::F16),
-        "bf16" => Ok(KvFormat::BF16),
-        _ => Err("it is none of f32, f16, bf16".into()),
     }
 }
 

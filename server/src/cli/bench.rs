@@ -121,7 +121,7 @@ fn pool_bytes(args: &BenchArgs, opened: &Opened) -> u64 {
     let o = &opened.options;
     let len = o.max_model_len.unwrap_or(0).min(opened.checkpoint.config.context);
     let blocks = len.div_ceil(o.block_size) * args.batch;
-    (blocks * o.block_size * opened.checkpoint.config.kv_bytes_per_token(o.kv_cache_dtype)) as u64
+    (blocks * o.block_size) as u64 * opened.checkpoint.config.kv_bytes(o.kv_cache_dtype).per_token()
 }
 
 /// Starts the whole batch, every prompt another one.
@@ -207,7 +207,7 @@ fn report(args: &BenchArgs, engine: &Engine, samples: &[Sample], weights: u64, b
     let (step_us, host_us) = (median(samples, |s| s.step_us), median(samples, |s| s.host_us));
     // A step reads every weight once, and the cache of every request, on average half-way through its answer.
     let cached = args.batch * (args.prompt_tokens + args.decode_tokens / 2);
-    let bytes = weights as f64 + cached as f64 * engine.sizing().plan.kv_per_token as f64;
+    let bytes = weights as f64 + cached as f64 * engine.sizing().plan.kv.per_token() as f64;
     let used = bytes / (step_us * 1e-6);
     let fraction = bandwidth.map(|b| used / b);
     if args.output.json {

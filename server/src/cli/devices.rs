@@ -37,7 +37,7 @@ pub fn devices(args: &DevicesArgs) -> Result<()> {
     let mut out = String::new();
     for d in &found {
         let mark = if is_auto(d) { '*' } else { ' ' };
-        let memory = d.memory_bytes.map(|m| format!(", {}", bytes_in_words(m))).unwrap_or_default();
+        let memory = d.memory.map(|m| format!(", {} free", bytes_in_words(m.free))).unwrap_or_default();
         writeln!(out, "{mark} {:<5} {} ({}{memory})", d.backend, d.name, kind(d.kind))?;
         if !d.features.is_empty() {
             writeln!(out, "        {}", d.features.join(", "))?;
@@ -52,7 +52,8 @@ fn as_json(d: &DeviceInfo, auto: bool) -> Value {
         "backend": d.backend,
         "name": d.name,
         "kind": kind(d.kind),
-        "memory_bytes": d.memory_bytes,
+        "memory_bytes": d.memory.map(|m| m.total),
+        "memory_free_bytes": d.memory.map(|m| m.free),
         "features": d.features,
         "auto": auto,
     })

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use clap::Args;
-use ponder::memory::{Sizing, free_main_memory, size};
+use ponder::memory::{Sizing, main_memory, size};
 use ponder_engine::checkpoint::Checkpoint;
 use ponder_engine::checkpoint::plan::bytes_in_words;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ pub struct InspectArgs {
 pub fn inspect(args: &InspectArgs) -> Result<()> {
     let options = args.model.options(16)?;
     let checkpoint = Checkpoint::open(&options.model)?;
-    let sizing = size(&options, &checkpoint.config, checkpoint.weight_bytes(), free_main_memory());
+    let sizing = size(&options, &checkpoint.config, checkpoint.weight_bytes(), main_memory());
     if args.output.json {
         super::print_json(&as_json(&checkpoint, &sizing)?);
     } else {
@@ -90,9 +90,12 @@ fn plan_json(s: &Sizing) -> Value {
     json!({
         "weights_bytes": s.plan.weights,
         "activations_bytes": s.plan.scratch,
-        "kv_bytes_per_token": s.plan.kv_per_token,
-        "kv_cache_dtype": s.plan.kv_format,
+        "kv_bytes_per_token": s.plan.kv.per_token(),
+        "kv_scale_bytes_per_block": s.plan.kv.scales_per_block(),
+        "kv_cache_dtype": s.plan.kv.format,
+        "block_size": s.plan.block_size,
         "kv_pool_bytes": s.pool_bytes(),
+        "kv_scale_bytes": s.scale_bytes(),
         "kv_pool_tokens": s.pool_tokens(),
         "max_model_len": s.runner.max_model_len,
         "usable_bytes": s.known.then_some(s.plan.budget),

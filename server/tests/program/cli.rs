@@ -106,6 +106,17 @@ fn bench_perplexity_inspect_and_devices_print_what_scripts_need() {
     assert_eq!(inspect["tensors"].as_array().unwrap().len(), 2 * 9 + 3);
     assert!(inspect["memory"]["kv_bytes_per_token"].as_u64() == Some(2 * 2 * 2 * 16 * 2));
     assert!(ponder(&["inspect", "--model", &path]).stdout.contains("tokens would fit"));
+    for name in ["fp8", "fp8_e4m3"] {
+        let fp8 = ponder(&["inspect", "--model", &path, "--kv-cache-dtype", name, "--json"]).json();
+        let memory = &fp8["memory"];
+        assert_eq!(
+            (&memory["kv_cache_dtype"], &memory["kv_bytes_per_token"]),
+            (&"fp8".into(), &(2 * 2 * 2 * 16).into())
+        );
+        assert_eq!(memory["kv_scale_bytes_per_block"], 2 * 2 * 2 * 4);
+        let text = ponder(&["inspect", "--model", &path, "--kv-cache-dtype", name]).stdout;
+        assert!(text.contains("(fp8)") && text.contains("KV scales"), "{text}");
+    }
     let devices = ponder(&["devices", "--json"]).json();
     let auto = devices["devices"].as_array().unwrap().iter().filter(|d| d["auto"] == true).count();
     assert_eq!(auto, 1, "{devices}");

@@ -1,7 +1,7 @@
 //! The arithmetic of attention: queries against the tokens of a split.
 
 use super::attention::SPLIT;
-use super::kv::{Cache, get};
+use super::kv::{Cache, get, is_broken};
 use super::math::{exp, exp1};
 use super::simd::{Isa, array, prefetch};
 
@@ -213,19 +213,24 @@ impl Attend<'_> {
             let count = (size - t % size).min(to - t);
             let slot = self.table[t / size] as usize * size + t % size;
             for (which, cache) in [self.keys, self.values].into_iter().enumerate() {
-                let from = cache.at(slot, self.kv_head);
+                let (from, scale) = (cache.at(slot, self.kv_head), cache.scale(slot, self.kv_head));
                 let row = self.tile(which).wrapping_add((t - start) * dim);
                 // SAFETY: `count` tokens of one block and head lie together; their rows are in the tile.
                 unsafe {
                     if dim == cache.head_dim {
-                        get(s, cache.format, from, std::slice::from_raw_parts_mut(row, count * dim));
-                        continue;
+                        get(s, cache.format, scale, from, std::slice::from_raw_parts_mut(row, count * dim));
                     }
                     for i in 0..count {
+                        let from = from.add(i * cache.head_dim * cache.format.bytes());
                         let row = std::slice::from_raw_parts_mut(row.add(i * dim), dim);
-                        let (values, padding) = row.split_at_mut(cache.head_dim);
-                        get(s, cache.format, from.add(i * cache.head_dim * cache.format.bytes()), values);
-                        padding.fill(0.0);
+                        if dim != cache.head_dim {
+                            let (values, padding) = row.split_at_mut(cache.head_dim);
+                            get(s, cache.format, scale, from, values);
+                            padding.fill(0.0);
+                        }
+                        if is_broken(cache.format, from) {
+                            row.fill(f32::NAN);
+                        }
                     }
                 }
             }

@@ -46,7 +46,7 @@ pub struct Attention {
 
 /// Floats of one row's partial results: a state per head and split.
 fn partial_floats(program: &Program, o: &op::Attention) -> usize {
-    let tokens = program.decl(o.block_tables).shape[1] * program.decl(o.k_cache).shape[1];
+    let tokens = program.decl(o.block_tables).shape[1] * program.kv_shape(o.k_cache)[1];
     tokens.div_ceil(SPLIT) * o.heads * State::floats(o.head_dim)
 }
 

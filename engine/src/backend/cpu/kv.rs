@@ -1,18 +1,20 @@
 //! The paged cache: `[blocks, kv_heads, block_size, head_dim]`, so that the tokens of a block that a
-//! head attends to lie together.
+//! head attends to lie together. Scales of codes are `[blocks, kv_heads]`, set by the first token of a block
+//! before its others are stored ([`Cache::set_scale`], then a phase of [`Put`]s).
 
 use super::memory::Ptr;
 use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
-use crate::format::KvFormat;
+use crate::format::{KvFormat, e4m3};
 use crate::op;
-use crate::program::{Elem, RowSpace, Slot};
+use crate::program::{KvCache, RowSpace};
 
 /// A cache of keys or of values.
 #[derive(Clone, Copy)]
 pub struct Cache {
     start: Ptr<u8>,
+    scales: Option<Ptr<f32>>,
     /// Storage format.
     pub format: KvFormat,
     /// Blocks.
@@ -26,11 +28,16 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache in `slot`.
-    pub fn new(b: &Builder<'_>, slot: Slot) -> Self {
-        let Elem::Kv(format) = b.program.decl(slot).elem else { panic!("a cache slot holds KV") };
-        let [blocks, block_size, kv_heads, head_dim] = b.shape(slot)[..] else { panic!("a cache has four dimensions") };
-        Self { start: b.ptr(slot), format, blocks, block_size, kv_heads, head_dim }
+    /// From an op's operand.
+    pub fn new(b: &Builder<'_>, cache: KvCache) -> Self {
+        let [blocks, block_size, kv_heads, head_dim] = b.program.kv_shape(cache);
+        let format = b.program.kv_format(cache);
+        let (start, scales) = (b.ptr(cache.elements()), cache.scales().map(|s| b.ptr(s)));
+        Self { start, scales, format, blocks, block_size, kv_heads, head_dim }
+    }
+    /// Whether it has scales, so that first tokens of blocks come before the others.
+    pub fn has_scales(&self) -> bool {
+        self.scales.is_some()
     }
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
@@ -45,16 +52,57 @@ impl Cache {
         // SAFETY: the block exists, and head and offset are within it.
         unsafe { self.start.at(index * self.head_dim * self.format.bytes()) }
     }
+    /// What a slot's elements of one head are multiplied with; 1 where there are no scales.
+    #[inline(always)]
+    pub fn scale(&self, slot: usize, head: usize) -> f32 {
+        let block = slot / self.block_size;
+        assert!(block < self.blocks, "block {block} of {}", self.blocks);
+        // SAFETY: the block exists, and the head is one of its heads.
+        self.scales.map_or(1.0, |s| unsafe { *s.at(block * self.kv_heads + head) })
+    }
+    /// Sets the scale of a slot's block if the slot is the block's first and there are scales.
+    pub fn set_scale(&self, level: Level, slot: usize, head: usize, x: &[f32]) {
+        let Some(scales) = self.scales.filter(|_| slot.is_multiple_of(self.block_size)) else { return };
+        let block = slot / self.block_size;
+        assert!(block < self.blocks, "block {block} of {}", self.blocks);
+        let scale = e4m3::scale(level.run(Largest { x }));
+        // SAFETY: as in `scale`; a slot belongs to one row of a launch.
+        unsafe { *scales.at(block * self.kv_heads + head) = scale };
+    }
+    /// Rounds one head's vector into its slot.
+    pub fn put(&self, level: Level, slot: usize, head: usize, x: &[f32]) {
+        level.run(Put { x, to: self.at(slot, head), format: self.format, inverse: 1.0 / self.scale(slot, head) });
+    }
+}
+
+/// [`e4m3::largest`].
+struct Largest<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for Largest<'_> {
+    type Out = f32;
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) -> f32 {
+        let (whole, rest) = self.x.split_at(self.x.len() / 16 * 16);
+        let mut most = s.splat_i(0);
+        for x in whole.chunks_exact(16) {
+            // SAFETY: 16 floats.
+            let bits = s.bits(unsafe { s.load(x.as_ptr()) });
+            most = s.max_i(most, s.and(bits, s.splat_i(0x7fff_ffff)));
+        }
+        f32::from_bits((s.max_lane_i(most) as u32).max(e4m3::largest(rest).to_bits()))
+    }
 }
 
 /// Rounds one head's vector into the cache.
-pub struct Put<'a> {
-    /// The vector.
-    pub x: &'a [f32],
+struct Put<'a> {
+    x: &'a [f32],
     /// Its place, of `x.len()` elements.
-    pub to: *mut u8,
-    /// The cache's format.
-    pub format: KvFormat,
+    to: *mut u8,
+    format: KvFormat,
+    /// 1 / scale, exact.
+    inverse: f32,
 }
 
 impl Kernel for Put<'_> {
@@ -62,6 +110,11 @@ impl Kernel for Put<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
         let whole = self.x.len() / 16 * 16;
+        if self.format == KvFormat::E4M3 && !(Largest { x: self.x }).run(s).is_finite() {
+            // SAFETY: `x.len()` bytes.
+            unsafe { self.to.write_bytes(e4m3::NAN, self.x.len()) };
+            return;
+        }
         // SAFETY: `x.len()` elements behind both pointers.
         unsafe {
             for i in (0..whole).step_by(16) {
@@ -70,6 +123,7 @@ impl Kernel for Put<'_> {
                     KvFormat::F32 => s.store(self.to.cast::<f32>().add(i), x),
                     KvFormat::F16 => s.store_f16(self.to.cast::<u16>().add(i), x),
                     KvFormat::BF16 => s.store_bf16(self.to.cast::<u16>().add(i), x),
+                    KvFormat::E4M3 => s.store_e4m3(self.to.add(i), s.mul(x, s.splat(self.inverse))),
                 }
             }
             for i in whole..self.x.len() {
@@ -78,18 +132,20 @@ impl Kernel for Put<'_> {
                     KvFormat::F32 => *self.to.cast::<f32>().add(i) = x,
                     KvFormat::F16 => *self.to.cast::<u16>().add(i) = half::f16::from_f32(x).to_bits(),
                     KvFormat::BF16 => *self.to.cast::<u16>().add(i) = half::bf16::from_f32(x).to_bits(),
+                    KvFormat::E4M3 => *self.to.add(i) = e4m3::encode(x * self.inverse),
                 }
             }
         }
     }
 }
 
-/// Widens `to.len()` cached elements.
+/// Widens `to.len()` cached elements and multiplies codes with their scale. A code that is not a number is
+/// [`is_broken`]'s business.
 ///
 /// # Safety
 /// So many elements behind `from`.
 #[inline(always)]
-pub unsafe fn get<S: Isa>(s: S, format: KvFormat, from: *const u8, to: &mut [f32]) {
+pub unsafe fn get<S: Isa>(s: S, format: KvFormat, scale: f32, from: *const u8, to: &mut [f32]) {
     let whole = to.len() / 16 * 16;
     // SAFETY: the caller's promise.
     unsafe {
@@ -98,6 +154,7 @@ pub unsafe fn get<S: Isa>(s: S, format: KvFormat, from: *const u8, to: &mut [f32
                 KvFormat::F32 => s.load(from.cast::<f32>().add(i)),
                 KvFormat::F16 => s.load_f16(from.cast::<u16>().add(i)),
                 KvFormat::BF16 => s.load_bf16(from.cast::<u16>().add(i)),
+                KvFormat::E4M3 => s.load_e4m3(from.add(i), scale),
             };
             s.store(to.as_mut_ptr().add(i), x);
         }
@@ -106,9 +163,20 @@ pub unsafe fn get<S: Isa>(s: S, format: KvFormat, from: *const u8, to: &mut [f32
                 KvFormat::F32 => *from.cast::<f32>().add(i),
                 KvFormat::F16 => half::f16::from_bits(*from.cast::<u16>().add(i)).to_f32(),
                 KvFormat::BF16 => half::bf16::from_bits(*from.cast::<u16>().add(i)).to_f32(),
+                KvFormat::E4M3 => e4m3::decode(*from.add(i)) * scale,
             };
         }
     }
+}
+
+/// Whether a head's vector was stored as not a number, which its first code tells.
+///
+/// # Safety
+/// An element behind `from`.
+#[inline(always)]
+pub unsafe fn is_broken(format: KvFormat, from: *const u8) -> bool {
+    // SAFETY: the caller's promise.
+    format == KvFormat::E4M3 && unsafe { *from } & 0x7f == e4m3::NAN
 }
 
 /// [`op::KvStore`].
@@ -128,19 +196,25 @@ impl Store {
 
 impl Step for Store {
     fn run(&self, w: &Worker<'_>, live: &Live) {
-        let Cache { kv_heads, head_dim, format, .. } = self.cache;
+        let Cache { kv_heads, head_dim, .. } = self.cache;
         let rows = live.rows(RowSpace::Batch);
-        w.phase(rows, w.chunk(rows), |range| {
-            for row in range {
-                // SAFETY: a live row; rows of one launch have slots of their own.
-                let slot = unsafe { *self.slot_mapping.at(row) };
-                for head in 0..if slot < 0 { 0 } else { kv_heads } {
-                    // SAFETY: as above.
-                    let x = unsafe { self.x.slice((row * kv_heads + head) * head_dim, head_dim) };
-                    self.level.run(Put { x, to: self.cache.at(slot as usize, head), format });
+        let each = |work: &dyn Fn(usize, usize, &[f32])| {
+            w.phase(rows, w.chunk(rows), |range| {
+                for row in range {
+                    // SAFETY: a live row; rows of one launch have slots of their own.
+                    let slot = unsafe { *self.slot_mapping.at(row) };
+                    for head in 0..if slot < 0 { 0 } else { kv_heads } {
+                        // SAFETY: as above.
+                        let x = unsafe { self.x.slice((row * kv_heads + head) * head_dim, head_dim) };
+                        work(slot as usize, head, x);
+                    }
                 }
-            }
-        });
+            });
+        };
+        if self.cache.has_scales() {
+            each(&|slot, head, x| self.cache.set_scale(self.level, slot, head, x));
+        }
+        each(&|slot, head, x| self.cache.put(self.level, slot, head, x));
     }
 }
 
@@ -167,6 +241,11 @@ impl Step for CopyBlocks {
                 unsafe {
                     let [from, to] = [0, 1].map(|i| *self.pairs.at(2 * pair + i) as usize * self.cache.block_size);
                     std::ptr::copy(self.cache.at(from, 0), self.cache.at(to, 0), bytes);
+                    if let Some(scales) = self.cache.scales {
+                        let heads = self.cache.kv_heads;
+                        let [from, to] = [from, to].map(|slot| scales.at(slot / self.cache.block_size * heads));
+                        std::ptr::copy(from, to, heads);
+                    }
                 }
             }
         });

@@ -47,7 +47,7 @@ use self::memory::{Arena, Contents};
 use self::panel::Panels;
 use self::pool::Pool;
 use self::simd::Level;
-use super::{Backend, Bound, DeviceInfo, DeviceKind};
+use super::{Backend, Bound, DeviceInfo, DeviceKind, DeviceMemory};
 use crate::error::{DeviceFault, Error, Result};
 use crate::op::Op;
 use crate::program::{Elem, Program, SlotDecl};
@@ -85,7 +85,7 @@ impl CpuBackend {
             backend: "cpu",
             name: cpu_name().unwrap_or_else(|| std::env::consts::ARCH.into()),
             kind: DeviceKind::Cpu,
-            memory_bytes: available_memory(),
+            memory: main_memory(),
             row_buckets: vec![512],
             features: vec![level.name().into(), format!("{threads} threads")],
         };
@@ -144,9 +144,12 @@ fn cpu_name() -> Option<String> {
     proc_value("/proc/cpuinfo", "model name")
 }
 
-fn available_memory() -> Option<u64> {
-    let kilobytes = proc_value("/proc/meminfo", "MemAvailable")?;
-    Some(kilobytes.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+fn main_memory() -> Option<DeviceMemory> {
+    let bytes = |key| {
+        let kilobytes = proc_value("/proc/meminfo", key)?;
+        Some(kilobytes.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    };
+    Some(DeviceMemory { free: bytes("MemAvailable")?, total: bytes("MemTotal")? })
 }
 
 /// Cores that this process may use, each counted once: a second thread on a core shares its multipliers.

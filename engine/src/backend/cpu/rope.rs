@@ -1,6 +1,6 @@
 //! What happens to heads between their projection and attention: norm, RoPE, the store into the cache.
 
-use super::kv::{Cache, Put};
+use super::kv::Cache;
 use super::memory::Ptr;
 use super::norm::Group;
 use super::plan::{Builder, Live, Step};
@@ -8,7 +8,7 @@ use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
 use crate::model::Pairing;
 use crate::op;
-use crate::program::{RowSpace, Slot};
+use crate::program::{KvCache, RowSpace, Slot};
 
 /// The three products of a [`op::QkvRopeStore`]: weight, bias, out.
 pub fn projections(o: &op::QkvRopeStore) -> [(Slot, Option<Slot>, Slot); 3] {
@@ -42,7 +42,7 @@ impl Heads {
     /// The second half of a [`op::QkvRopeStore`].
     pub fn qkv(b: &Builder<'_>, o: &op::QkvRopeStore) -> Self {
         let norm = |i: usize| o.norm.map(|n| b.ptr(n[i]));
-        let kind = |x, heads, norm, rotate, cache: Option<Slot>| Kind {
+        let kind = |x, heads, norm, rotate, cache: Option<KvCache>| Kind {
             x: b.ptr(x),
             heads,
             norm,
@@ -78,11 +78,11 @@ impl Heads {
             level: b.level,
         }
     }
-    /// One head of one row.
+    /// Norm and rotation of one head of one row, and the scale of the block that it begins.
     ///
     /// # Safety
     /// A live row; the head is this item's own.
-    unsafe fn head(&self, row: usize, kind: &Kind, head: usize) {
+    unsafe fn prepare(&self, row: usize, kind: &Kind, head: usize) {
         // SAFETY: the caller's promise; weights and tables are read only.
         unsafe {
             let x = kind.x.at((row * kind.heads + head) * self.head_dim);
@@ -95,33 +95,64 @@ impl Heads {
                 let table = self.rope.slice(row * self.rope_dim, self.rope_dim);
                 self.level.run(Rotate { x, table, pairing: self.pairing });
             }
-            if let (Some(cache), Some(mapping)) = (&kind.cache, self.slot_mapping) {
-                let slot = *mapping.at(row);
-                if slot >= 0 {
-                    self.level.run(Put { x, to: cache.at(slot as usize, head), format: cache.format });
-                }
+            if let Some((cache, slot)) = self.place(row, kind) {
+                cache.set_scale(self.level, slot, head, x);
             }
         }
     }
-}
-
-impl Step for Heads {
-    fn run(&self, w: &Worker<'_>, live: &Live) {
+    /// Stores one prepared head of one row, if it is cached.
+    ///
+    /// # Safety
+    /// As [`Heads::prepare`].
+    unsafe fn store(&self, row: usize, kind: &Kind, head: usize) {
+        if let Some((cache, slot)) = self.place(row, kind) {
+            // SAFETY: the caller's promise.
+            let x = unsafe { kind.x.slice((row * kind.heads + head) * self.head_dim, self.head_dim) };
+            cache.put(self.level, slot, head, x);
+        }
+    }
+    /// Where a row's heads of a kind are cached.
+    fn place<'a>(&self, row: usize, kind: &'a Kind) -> Option<(&'a Cache, usize)> {
+        // SAFETY: a live row.
+        let slot = unsafe { *self.slot_mapping?.at(row) };
+        Some((kind.cache.as_ref()?, usize::try_from(slot).ok()?))
+    }
+    /// All heads of all live rows, shared out among the threads.
+    fn each(&self, w: &Worker<'_>, rows: usize, work: impl Fn(usize, &Kind, usize)) {
         let per_row: usize = self.kinds.iter().map(|k| k.heads).sum();
-        let total = live.rows(RowSpace::Batch) * per_row;
+        let total = rows * per_row;
         w.phase(total, w.chunk(total), |range| {
             for item in range {
                 let (row, mut head) = (item / per_row, item % per_row);
                 for kind in &self.kinds {
                     if head < kind.heads {
-                        // SAFETY: items are disjoint heads of live rows.
-                        unsafe { self.head(row, kind, head) };
+                        work(row, kind, head);
                         break;
                     }
                     head -= kind.heads;
                 }
             }
         });
+    }
+}
+
+impl Step for Heads {
+    fn run(&self, w: &Worker<'_>, live: &Live) {
+        let rows = live.rows(RowSpace::Batch);
+        let scaled = self.kinds.iter().any(|k| k.cache.as_ref().is_some_and(Cache::has_scales));
+        self.each(w, rows, |row, kind, head| {
+            // SAFETY: items are disjoint heads of live rows (here and below).
+            unsafe { self.prepare(row, kind, head) };
+            if !scaled {
+                // SAFETY: as above.
+                unsafe { self.store(row, kind, head) };
+            }
+        });
+        if scaled {
+            // Now every block has its scale.
+            // SAFETY: as above.
+            self.each(w, rows, |row, kind, head| unsafe { self.store(row, kind, head) });
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::simd::Level;
 use super::*;
-use crate::backend::check::{agrees_with_reference, rows_are_independent, run};
+use crate::backend::check::{
+    agrees_with_reference, broken_tokens_show, chunks_keep_their_bits, rows_are_independent, run,
+};
 use crate::op::lower::lower;
 use crate::op::problem::problems;
 
@@ -21,6 +23,17 @@ fn the_fastest_level_agrees_with_the_oracle() {
 #[test]
 fn rows_keep_their_bits() {
     rows_are_independent(&mut CpuBackend::new(2).unwrap()).unwrap();
+}
+
+#[test]
+fn broken_tokens_are_not_hidden_by_the_cache() {
+    backends().for_each(|mut backend| assert_eq!(broken_tokens_show(&mut backend).unwrap(), 4));
+}
+
+#[test]
+fn chunks_give_the_same_bits() {
+    let count = chunks_keep_their_bits(&mut CpuBackend::new(2).unwrap()).unwrap();
+    assert!(count > 30, "{count}");
 }
 
 /// With the two tests above: every level agrees with the oracle, and keeps its rows' bits.

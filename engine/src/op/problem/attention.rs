@@ -5,7 +5,7 @@ use super::{Problem, noise};
 use crate::format::{Format, KvFormat};
 use crate::model::Pairing;
 use crate::op::{Attention, CopyBlocks, KvStore, QkvRopeStore};
-use crate::program::{Elem, Role, Slot};
+use crate::program::{Elem, KvCache, Role, Slot};
 
 /// cos and sin of some angles, as an input `[rows, dim / 2, 2]`.
 fn rope_input(m: &mut Maker, dim: usize) -> Slot {
@@ -49,8 +49,7 @@ pub(super) fn qkv(
     m.set("slot_mapping", (0..rows).map(|r| if r < live { slot_of(r) } else { -1 }).collect());
     let slot_mapping = m.program().slot("slot_mapping", Role::Input, Elem::I32, &[rows]);
     let shape = [blocks, block_size, kv_heads, head_dim];
-    let k_cache = m.program().slot("k_cache", Role::Kv, Elem::Kv(kv), &shape);
-    let v_cache = m.program().slot("v_cache", Role::Kv, Elem::Kv(kv), &shape);
+    let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| m.program().kv_cache(name, kv, shape));
     let q = m.output("q", heads * head_dim, 2e-5);
     let k = m.program().scratch("k", &[rows, kv_heads * head_dim]);
     let v = m.program().scratch("v", &[rows, kv_heads * head_dim]);
@@ -78,8 +77,13 @@ pub(super) fn qkv(
     let positions = m.u32s("positions", &[rows], (0..rows as u32).collect());
     let row_seq = m.u32s("row_seq", &[rows], vec![0; rows]);
     let block_tables = m.u32s("block_tables", &[1, blocks], (0..blocks as u32).rev().collect());
-    // What was stored shows in the attention; a 16-bit cache may round a neighbour of a tie the other way.
-    let out = m.output("out", heads * head_dim, if kv == KvFormat::F32 { 3e-5 } else { 6e-3 });
+    // What was stored shows in the attention; a narrow cache may round a neighbour of a tie the other way.
+    let tolerance = match kv {
+        KvFormat::F32 => 3e-5,
+        KvFormat::F16 | KvFormat::BF16 => 6e-3,
+        KvFormat::E4M3 => 6e-2,
+    };
+    let out = m.output("out", heads * head_dim, tolerance);
     m.program().push(Attention {
         q,
         k_cache,
@@ -128,8 +132,16 @@ impl Cache {
         for (seq, length) in self.lengths.iter().enumerate() {
             (0..*length).for_each(|t| owner[self.slot(seq, t) as usize] = Some((seq, t)));
         }
+        // Scaled formats see magnitudes that vary from token to token, beyond what the first of a block leaves
+        // room for, and a block that begins with zeros.
+        let size = |seq: usize, t: usize| match (kv.has_scales(), seq, t) {
+            (false, ..) => 1.0,
+            (true, 3, 0) => 0.0,
+            (true, 2, 17) => 1500.0,
+            (true, ..) => 2f32.powi((t * 5 + seq) as i32 % 7 - 4),
+        };
         let value = |name: &str, i: usize| {
-            owner[i / width].map_or(f32::NAN, |(seq, t)| noise(1, name, seq * 10_000 + t, i % width))
+            owner[i / width].map_or(f32::NAN, |(seq, t)| size(seq, t) * noise(1, name, seq * 10_000 + t, i % width))
         };
         m.set("slot_mapping", (0..rows as i32).collect());
         let slot_mapping = m.program().slot("slot_mapping", Role::Input, Elem::I32, &[rows]);
@@ -140,8 +152,8 @@ impl Cache {
             m.program().push(KvStore { x, cache, slot_mapping });
         }
     }
-    fn declare(&self, m: &mut Maker, name: &str, kv: KvFormat, kv_heads: usize, head_dim: usize) -> Slot {
-        m.program().slot(name, Role::Kv, Elem::Kv(kv), &[self.blocks, self.block_size, kv_heads, head_dim])
+    fn declare(&self, m: &mut Maker, name: &str, kv: KvFormat, kv_heads: usize, head_dim: usize) -> KvCache {
+        m.program().kv_cache(name, kv, [self.blocks, self.block_size, kv_heads, head_dim])
     }
     /// Attention rows over all sequences: the last positions of each in turn.
     #[allow(clippy::too_many_arguments)]

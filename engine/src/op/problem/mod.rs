@@ -79,18 +79,20 @@ pub fn problems(rows: usize, live: usize) -> Vec<Problem> {
         (Pairing::Halves, Format::F32, true, true, 32),
         (Pairing::Interleaved, Format::F16, true, true, 32),
     ] {
-        for kv in [KvFormat::F32, KvFormat::F16, KvFormat::BF16] {
+        for kv in KvFormat::ALL {
             all.push(qkv(rows, live, pairing, format, bias, norm, rope_dim, kv));
         }
     }
-    for kv in [KvFormat::F32, KvFormat::F16, KvFormat::BF16] {
+    for kv in KvFormat::ALL {
         all.push(attention(rows, live, kv, 3, 3, 64, 16, None));
         all.push(attention(rows, live, kv, 9, 3, 64, 16, None));
         all.push(attention(rows, live, kv, 8, 1, 128, 32, None));
         all.push(attention(rows, live, kv, 4, 2, 32, 16, Some(40)));
         all.push(copy_blocks(rows, live, kv));
     }
-    all.push(attention(rows, live, KvFormat::F16, 4, 1, 256, 16, Some(300)));
+    for kv in [KvFormat::F16, KvFormat::E4M3] {
+        all.push(attention(rows, live, kv, 4, 1, 256, 16, Some(300)));
+    }
     all.push(gather(rows, live));
     all.extend(sampling(rows, live));
     all

@@ -130,6 +130,16 @@ unsafe impl Isa for Avx512 {
         };
     }
     #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8, scale: f32) -> __m512 {
+        // By way of f16, which has the same mantissa bits and a bias 8 higher: no subnormal f32 arises.
+        // SAFETY: `self` proves the instructions, the caller promises 16 bytes behind the pointer.
+        unsafe {
+            let wide = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
+            let half = _mm256_and_si256(wide, _mm256_set1_epi16(0xbfff_u16 as i16));
+            _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(scale * 256.0))
+        }
+    }
+    #[inline(always)]
     fn shl<const N: u32>(self, a: __m512i) -> __m512i {
         // SAFETY: `self` proves the instruction (here and below).
         unsafe { _mm512_slli_epi32::<N>(a) }

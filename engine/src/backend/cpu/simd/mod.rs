@@ -267,4 +267,37 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
         // SAFETY: the caller's promise.
         unsafe { self.store_u16(p, self.shr::<16>(self.bits(kept))) }
     }
+    /// Reads 16 E4M3 codes, none of them NaN, and multiplies them with `scale`, a power of two in 2^-60..=2^60.
+    ///
+    /// # Safety
+    /// As [`Isa::load_i8`].
+    #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8, scale: f32) -> Self::F {
+        // The code's bits in place of an f32's, whose bias is 120 higher: subnormal codes are subnormal floats.
+        // SAFETY: the caller's promise.
+        let code = self.shl::<20>(unsafe { self.load_i8(p) });
+        let x = self.as_float(self.and(code, self.splat_i(0x87f0_0000_u32 as i32)));
+        let (near, far) = (f32::from_bits((127 + 64) << 23), f32::from_bits((127 + 56) << 23) * scale);
+        self.mul(self.mul(x, self.splat(near)), self.splat(far))
+    }
+    /// Writes 16 finite numbers as E4M3, as [`crate::format::e4m3::encode`] does.
+    ///
+    /// # Safety
+    /// As [`Isa::store_u8`].
+    #[inline(always)]
+    unsafe fn store_e4m3(self, p: *mut u8, x: Self::F) {
+        let bits = self.bits(x);
+        let magnitude = self.as_float(self.and(bits, self.splat_i(0x7fff_ffff)));
+        let magnitude = self.min(magnitude, self.splat(448.0));
+        let at = self.bits(magnitude);
+        let odd = self.and(self.shr::<20>(at), self.splat_i(1));
+        let normal = self.shr::<20>(self.add_i(at, self.add_i(odd, self.splat_i(0x7_ffff - 0x3c00_0000))));
+        // A subnormal code counts steps of 2^-9, which is what an f32 of 2^14 has.
+        let steps = self.add_i(self.bits(self.add(magnitude, self.splat(16384.0))), self.splat_i(-0x4680_0000));
+        let small = self.greater(self.splat(0.015625), magnitude);
+        let code = self.bits(self.select(small, self.as_float(steps), self.as_float(normal)));
+        let sign = self.and(self.shr::<24>(bits), self.splat_i(0x80));
+        // SAFETY: the caller's promise.
+        unsafe { self.store_u8(p, self.or(code, sign)) }
+    }
 }
