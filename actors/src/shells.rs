@@ -183,9 +183,10 @@ impl Handler<Sent<Verify>> for TargetModel {
         let (Verify { drafted }, span) = sent.open("target", &self.tracer);
         let batch = batch_of(&drafted);
         let step = drafted.reserved.plan.id.0;
-        if batch.rows.is_empty() {
+        if batch.rows.is_empty() && batch.copies.is_empty() {
             // A step that only frees blocks needs no device.
-            let verified = Verified { drafted, chosen: Vec::new(), device_time: Duration::ZERO };
+            let (device_time, copy_time) = (Duration::ZERO, Duration::ZERO);
+            let verified = Verified { drafted, chosen: Vec::new(), device_time, copy_time };
             return Box::pin(std::future::ready(Ok(verified)));
         }
         let result = self.device.as_ref().map(|device| device.run(batch));
@@ -199,7 +200,7 @@ impl Handler<Sent<Verify>> for TargetModel {
             let answered = answered.map_err(|_| fault(DeviceFault::Lost("the device thread ended".into())))?;
             let (output, device_time) = answered.map_err(fault)?;
             let chosen = chosen_of(&drafted, &output);
-            Ok(Verified { drafted, chosen, device_time })
+            Ok(Verified { drafted, chosen, device_time, copy_time: output.copy_time })
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use ponder_engine::kv::BlockPool;
+use ponder_engine::kv::{BlockPool, CacheOptions};
 use ponder_engine::reason::Thinking;
 use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
 use ponder_engine::schedule::{Event, Scheduler, SchedulerOptions, StopText};
@@ -27,6 +27,8 @@ use crate::trace::Tracer;
 pub struct SystemOptions {
     /// Limits of steps and sequences.
     pub scheduler: SchedulerOptions,
+    /// How the cache is shared, and what becomes of it where it is short.
+    pub cache: CacheOptions,
     /// Makes the target model on its thread.
     pub target: Loader,
     /// For streaming and stop strings.
@@ -177,7 +179,7 @@ fn start_actors(options: SystemOptions, device: DeviceThread) -> Handle {
         phases: Default::default(),
         tracer: tracer.clone(),
     };
-    let allocator = KvAllocator { pool: BlockPool::new(blocks, block_size), tracer: tracer.clone() };
+    let allocator = KvAllocator { pool: BlockPool::with(blocks, block_size, options.cache), tracer: tracer.clone() };
     let target = TargetModel::new(device, options.target, options.step_timeout, tracer.clone());
     let star = Star {
         scheduler: Port::new("scheduler", shell.start()),

@@ -53,6 +53,8 @@ pub struct SamplingParams {
     /// Most tokens of thinking, exactly; 0 is none at all, `None` unlimited. A request's
     /// [`Decision`](crate::reason::Decision), where there is one, has taken it into account and counts instead.
     pub thinking_token_budget: Option<usize>,
+    /// Whose it is: what requests with another salt computed is never found, nor timed. Empty is a salt too.
+    pub cache_salt: Arc<str>,
     /// Tokens of `max_tokens` that thinking leaves to the answer; `None`: 256, or half if that is less.
     pub answer_reserve: Option<usize>,
 }
@@ -75,6 +77,7 @@ impl Default for SamplingParams {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             thinking_token_budget: None,
+            cache_salt: Arc::from(""),
             answer_reserve: None,
         }
     }
@@ -97,6 +100,9 @@ impl SamplingParams {
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         if !(1..=128).contains(&self.n) {
             return Err(Error::invalid("n", format!("{} is not between 1 and 128", self.n)));
+        }
+        if self.cache_salt.len() > 256 {
+            return Err(Error::invalid("cache_salt", format!("{} bytes, at most 256", self.cache_salt.len())));
         }
         if self.max_tokens == Some(0) {
             return Err(Error::invalid("max_tokens", "must be at least 1"));

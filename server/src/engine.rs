@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ponder_actors::{BatchRunner, Loader, Submission, System, SystemOptions};
 use ponder_engine::backend::{Backend, DeviceInfo, DeviceKind};
 use ponder_engine::checkpoint::{Checkpoint, GenerationDefaults};
+use ponder_engine::kv::CacheOptions;
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
 use ponder_engine::request::SamplingParams;
@@ -130,6 +131,11 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         let (report, reports) = mpsc::channel();
         let system = SystemOptions {
             scheduler: scheduler_options(&options, &sizing.runner),
+            cache: CacheOptions {
+                prefix_caching: options.prefix_caching,
+                host_blocks: sizing.swap_blocks(options.swap_space),
+                preemption: options.preemption,
+            },
             target: loader(options.model.clone(), First { checkpoint, report }, sizing.runner, make),
             tokenizer: prompter.tokenizer().clone(),
             drafter: options.drafter,

@@ -27,6 +27,10 @@ pub struct Completion {
     pub reasoning: String,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were in the cache already, and not computed.
+    pub cached_tokens: usize,
+    /// Tokens computed more than once, after a preemption or a lost device.
+    pub recomputed_tokens: usize,
     /// Tokens generated: thinking, answer, and the end token.
     pub completion_tokens: usize,
     /// Those of the thinking, its marks included.
@@ -153,6 +157,8 @@ impl Generation {
             text: std::mem::take(&mut self.text),
             reasoning: std::mem::take(&mut self.reasoning),
             prompt_tokens: prompt,
+            cached_tokens: finished.cached_tokens,
+            recomputed_tokens: finished.recomputed_tokens,
             completion_tokens: generated,
             reasoning_tokens: finished.reasoning_tokens,
             token_ids: std::mem::take(&mut self.token_ids),

@@ -29,6 +29,11 @@ impl Sizing {
     pub fn pool_tokens(&self) -> usize {
         self.runner.kv.blocks * self.runner.kv.block_size
     }
+    /// Blocks of host memory for preempted sequences: as asked for, but never more than a quarter of what is free.
+    pub fn swap_blocks(&self, swap_space: u64) -> usize {
+        let bytes = free_main_memory().map_or(swap_space, |free| swap_space.min(free / 4));
+        (bytes / (self.plan.kv_per_token * self.runner.kv.block_size as u64).max(1)).min(u32::MAX.into()) as usize
+    }
     /// Bytes of the KV pool.
     pub fn pool_bytes(&self) -> u64 {
         self.pool_tokens() as u64 * self.plan.kv_per_token

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ponder_engine::format::KvFormat;
+use ponder_engine::kv::Preemption;
 use ponder_engine::schedule::DraftPolicy;
 use ponder_engine::spec::{DrafterKind, LengthOptions};
 use ponder_engine::{Error, Result};
@@ -77,6 +78,12 @@ pub struct EngineOptions {
     /// Bytes of the KV pool; enough for [`DEFAULT_POOL_SEQS`] of the longest sequences (or
     /// `max_num_seqs`, if that is less), as far as memory goes, if `None`.
     pub kv_memory: Option<u64>,
+    /// Whether what one request computed serves others that begin the same.
+    pub prefix_caching: bool,
+    /// Bytes of host memory for preempted requests, taken as they are needed.
+    pub swap_space: u64,
+    /// How requests are preempted when the KV pool is short.
+    pub preemption: Preemption,
     /// Tokens per KV block.
     pub block_size: usize,
     /// Most tokens of one prompt in one step.
@@ -94,6 +101,9 @@ pub struct EngineOptions {
 /// Tokens of the longest sequence where neither the model nor the caller sets a lower bound.
 pub const DEFAULT_MODEL_LEN: usize = 8192;
 
+/// Host memory for preempted requests if the caller does not say: 4 GiB, as in vLLM.
+pub const DEFAULT_SWAP_SPACE: u64 = 4 << 30;
+
 /// How many of the longest sequences the KV pool holds if the caller does not say.
 pub const DEFAULT_POOL_SEQS: usize = 4;
 
@@ -109,6 +119,9 @@ impl EngineOptions {
             max_model_len: None,
             max_num_seqs: 16,
             kv_memory: None,
+            prefix_caching: true,
+            swap_space: DEFAULT_SWAP_SPACE,
+            preemption: Preemption::Auto,
             block_size: 16,
             prefill_chunk: 512,
             max_step_tokens: 512,

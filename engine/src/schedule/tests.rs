@@ -37,25 +37,37 @@ fn request(id: u64, prompt: usize, max_tokens: usize) -> Request {
     }
 }
 
-/// A cache whose slots remember (sequence, position, token): what a wrong block table reads is wrong. Guesses are
-/// right more often than not; the wrong ones are cached too, as a device would.
+/// A cache whose slots remember (position, token): what a wrong block table reads is wrong. Guesses are right more
+/// often than not; the wrong ones are cached too, as a device would.
 struct Witness {
-    slots: HashMap<u32, (SeqId, usize, u32)>,
+    slots: HashMap<u32, (usize, u32)>,
+    /// Host memory.
+    saved: HashMap<u32, (usize, u32)>,
     /// What the model says.
     vocabulary: Range<u32>,
 }
 
 impl Witness {
     fn new(vocabulary: Range<u32>) -> Self {
-        Self { slots: HashMap::new(), vocabulary }
+        Self { slots: HashMap::new(), saved: HashMap::new(), vocabulary }
     }
 
     fn run(&mut self, reserved: Reserved) -> Verified {
         let (mut chosen, mut drafts) = (Vec::new(), Vec::new());
+        let copies = &reserved.copies;
+        for (block, place) in &copies.save {
+            copy(&self.slots, *block, &mut self.saved, *place);
+        }
+        for (place, block) in &copies.load {
+            copy(&self.saved, *place, &mut self.slots, *block);
+        }
+        for (from, to) in &copies.copy {
+            copy(&self.slots.clone(), *from, &mut self.slots, *to);
+        }
         for (seq, table) in reserved.plan.seqs.iter().zip(&reserved.tables) {
             let slot = |p: usize| table[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32;
             for (i, token) in seq.tokens.iter().enumerate() {
-                self.slots.insert(slot(seq.start + i), (seq.seq, seq.start + i, *token));
+                self.slots.insert(slot(seq.start + i), (seq.start + i, *token));
             }
             let end = seq.start + seq.tokens.len();
             let Some(sample) = &seq.sample else {
@@ -65,7 +77,7 @@ impl Witness {
             };
             let (mut said, mut guesses) = (Vec::new(), Vec::new());
             for i in 0..=seq.max_drafts {
-                let token = self.next(seq.seq, slot, end + i, sample);
+                let token = self.next(slot, end + i, sample);
                 said.push(token);
                 let wrong = threefry2x32([9, end as u32], [i as u32, token])[0].is_multiple_of(4);
                 if i == seq.max_drafts {
@@ -73,7 +85,7 @@ impl Witness {
                 }
                 let guess = if wrong { token + 1 } else { token };
                 guesses.push(guess);
-                self.slots.insert(slot(end + i), (seq.seq, end + i, guess));
+                self.slots.insert(slot(end + i), (end + i, guess));
                 if wrong {
                     break;
                 }
@@ -81,14 +93,15 @@ impl Witness {
             chosen.push(Ok(said));
             drafts.push(guesses);
         }
-        Verified { drafted: Drafted { reserved, drafts }, chosen, device_time: Duration::ZERO }
+        let drafted = Drafted { reserved, drafts };
+        Verified { drafted, chosen, device_time: Duration::ZERO, copy_time: Duration::ZERO }
     }
 
     /// A hash of what the cache really holds; like a device it knows what was forbidden at the first place only.
-    fn next(&self, seq: SeqId, slot: impl Fn(usize) -> u32, end: usize, sample: &SamplePlan) -> u32 {
+    fn next(&self, slot: impl Fn(usize) -> u32, end: usize, sample: &SamplePlan) -> u32 {
         let read = (0..end).map(|p| {
-            let (owner, position, token) = self.slots[&slot(p)];
-            assert_eq!((owner, position), (seq, p), "a foreign or stale slot was read");
+            let (position, token) = self.slots[&slot(p)];
+            assert_eq!(position, p, "a foreign or stale slot was read");
             token
         });
         let hash = read.fold(17u32, |h, t| h.wrapping_mul(31).wrapping_add(t));
@@ -96,6 +109,16 @@ impl Witness {
         let wish = if n > 99 { hash % n } else { threefry2x32([1, 2], [hash, 0])[0] % n };
         let allowed = |t: &u32| !sample.adjust.iter().any(|a| a.token == *t && a.bias == f32::NEG_INFINITY);
         (0..n).map(|i| low + (wish + i) % n).find(allowed).expect("something is allowed")
+    }
+}
+
+/// A block, slot by slot.
+fn copy(from: &HashMap<u32, (usize, u32)>, source: u32, to: &mut HashMap<u32, (usize, u32)>, target: u32) {
+    for i in 0..BLOCK as u32 {
+        match from.get(&(source * BLOCK as u32 + i)) {
+            Some(slot) => to.insert(target * BLOCK as u32 + i, *slot),
+            None => to.remove(&(target * BLOCK as u32 + i)),
+        };
     }
 }
 
@@ -153,6 +176,7 @@ impl World {
         }
         let reserved = self.pool.reserve(plan);
         self.pool.check().unwrap();
+        self.pool.check_writes(&reserved).unwrap();
         self.preemptions += reserved.preempted.len();
         let settled = self.pool.settle(self.witness.run(reserved));
         self.pool.check().unwrap();

@@ -8,6 +8,7 @@ use ponder::models::{self, DEFAULT_MODEL};
 use ponder::{BackendChoice, EngineOptions};
 use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
+use ponder_engine::kv::Preemption;
 use ponder_engine::request::SamplingParams;
 use ponder_engine::schedule::DraftPolicy;
 use ponder_engine::spec::{DrafterKind, LengthOptions};
@@ -38,6 +39,16 @@ pub struct ModelArgs {
     /// Bytes of the KV pool, such as 500M or 2G [default: a few of the longest sequences]
     #[arg(long, env = "PONDER_KV_MEMORY", value_parser = byte_count, value_name = "BYTES")]
     pub kv_memory: Option<u64>,
+    /// Compute every prompt from its first token, whatever others computed before
+    #[arg(long, env = "PONDER_NO_ENABLE_PREFIX_CACHING", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub no_enable_prefix_caching: bool,
+    /// GiB of host memory for requests that are preempted; taken as needed, a quarter of what is free at most
+    #[arg(long, env = "PONDER_SWAP_SPACE", default_value = "4", value_parser = gibibytes, value_name = "GIB", hide_short_help = true)]
+    pub swap_space: u64,
+    /// What becomes of a request's KV cache when the pool is short: recompute, swap, or auto, whichever is measured
+    /// to cost less
+    #[arg(long, env = "PONDER_PREEMPTION_MODE", default_value = "auto", value_name = "MODE", hide_short_help = true)]
+    pub preemption_mode: Preemption,
     /// Tokens per KV block
     #[arg(
         long,
@@ -88,6 +99,9 @@ impl ModelArgs {
             max_model_len: self.max_model_len,
             max_num_seqs: seqs,
             kv_memory: self.kv_memory,
+            prefix_caching: !self.no_enable_prefix_caching,
+            swap_space: self.swap_space,
+            preemption: self.preemption_mode,
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
@@ -210,6 +224,14 @@ fn kv_format(word: &str) -> Result<KvFormat, String> {
         "f16" => Ok(KvFormat::F16),
         "bf16" => Ok(KvFormat::BF16),
         _ => Err("it is none of f32, f16, bf16".into()),
+    }
+}
+
+/// `4`, `0.5`: powers of 1024, as vLLM counts its swap space.
+fn gibibytes(word: &str) -> Result<u64, String> {
+    match word.parse::<f64>() {
+        Ok(n) if (0.0..=1e6).contains(&n) => Ok((n * (1u64 << 30) as f64) as u64),
+        _ => Err("it is no number of GiB".into()),
     }
 }
 
