@@ -118,6 +118,14 @@ messages! {
         pub request: RequestId,
     } -> ();
 
+    /// To the scheduler: when there is nothing else to do, have this in the cache.
+    WarmUp {
+        /// Tokens of a prompt that may come.
+        tokens: Vec<u32>,
+        /// Whose it would be.
+        tenant: std::sync::Arc<str>,
+    } -> ();
+
     /// To the scheduler: the device is new and its cache empty; start over from the token logs.
     Replay {
         /// Found guilty: ends with this reason instead.

@@ -50,6 +50,7 @@ answers!(SchedulerActor, "scheduler",
     ApplyStep => Vec<Event>: apply_step,
     Submit => ponder_engine::Result<()>: submit,
     Cancel => (): cancel,
+    WarmUp => (): warm_up,
     Replay => Vec<SeqId>: replay,
     FailAll => Vec<Event>: fail_all,
 );
@@ -66,7 +67,8 @@ impl SchedulerActor {
     fn plan_step(&mut self, message: PlanStep) -> Option<StepPlan> {
         let plan = self.scheduler.plan(message.now, message.only)?;
         self.tracer.step_members(plan.id.0, plan.seqs.iter().map(|s| s.seq));
-        for seq in &plan.seqs {
+        // What is computed for nobody has no life to be traced.
+        for seq in plan.seqs.iter().filter(|s| self.scheduler.sequence(s.seq).is_some()) {
             let decoding = seq.start > 0 && seq.tokens.len() == 1 && seq.sample.is_some();
             self.enter(seq.seq, if decoding { LifePhase::Decode } else { LifePhase::Prefill });
         }
@@ -95,6 +97,9 @@ impl SchedulerActor {
     }
     fn cancel(&mut self, message: Cancel) {
         self.scheduler.cancel(message.request);
+    }
+    fn warm_up(&mut self, message: WarmUp) {
+        self.scheduler.warm_up(message.tokens, message.tenant);
     }
     fn replay(&mut self, message: Replay) -> Vec<SeqId> {
         self.scheduler.replay();

@@ -118,6 +118,15 @@ impl Handle {
         futures::executor::block_on(self.submit(submission))
     }
 
+    /// When there is nothing else to do, these tokens are computed and cached: a prompt that begins with them may
+    /// come with this salt.
+    pub async fn warm_up(&self, tokens: Vec<u32>, tenant: Arc<str>) {
+        // A system that shuts down has no next turn.
+        if self.star.scheduler.call(WarmUp { tokens, tenant }).await.is_ok() {
+            self.wake.notify_one();
+        }
+    }
+
     /// The recorder of spans.
     pub fn tracer(&self) -> &Arc<Tracer> {
         &self.tracer

@@ -22,12 +22,14 @@ use crate::memory::Sizing;
 use crate::opened::{LoadProgress, Opened, describe};
 use crate::options::EngineOptions;
 use crate::prompt::{Prompt, Prompter};
+use crate::warm::AfterTurn;
 
 /// A loaded model that answers requests, many at once. Dropping it ends its threads; what is in flight
 /// then ends without an answer.
 pub struct Engine {
     system: System,
-    prompter: Prompter,
+    prompter: Arc<Prompter>,
+    prefix_caching: bool,
     config: ModelConfig,
     generation: GenerationDefaults,
     device: DeviceInfo,
@@ -56,9 +58,16 @@ impl Engine {
         }
         let rendered = self.prompter.render(&prompt)?;
         let (eos, thinking) = (self.generation.eos.clone(), rendered.thinking);
+        let after = rendered.turn.filter(|_| self.prefix_caching).map(|turn| AfterTurn {
+            handle: self.system.handle().clone(),
+            prompter: self.prompter.clone(),
+            turn,
+            prompt: rendered.tokens.clone(),
+            tenant: params.cache_salt.clone(),
+        });
         let submission = Submission { prompt: rendered.tokens, params, eos, thinking };
         let inner = self.system.handle().submit_blocking(submission)?;
-        Ok(Generation::new(inner, started))
+        Ok(Generation::new(inner, started, after))
     }
 
     /// Turns prompts into tokens.
@@ -150,7 +159,8 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         });
         let system = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         system.handle().tracer().listen(options.trace.is_some());
-        Ok(Engine { system, prompter, config, generation, device: info, sizing, trace: options.trace })
+        let (prompter, prefix_caching) = (Arc::new(prompter), options.prefix_caching);
+        Ok(Engine { system, prompter, prefix_caching, config, generation, device: info, sizing, trace: options.trace })
     }
 }
 

@@ -7,6 +7,8 @@ use ponder_engine::request::Finish;
 use ponder_engine::schedule::Finished;
 use ponder_engine::{DeviceFault, Error, Result};
 
+use crate::warm::AfterTurn;
+
 /// Something new.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
@@ -83,6 +85,7 @@ impl Timings {
 /// Dropping it cancels the request.
 pub struct Generation {
     inner: ponder_actors::Generation,
+    after: Option<AfterTurn>,
     started: Instant,
     first: Option<Duration>,
     ready: VecDeque<Update>,
@@ -92,9 +95,10 @@ pub struct Generation {
 }
 
 impl Generation {
-    pub(crate) fn new(inner: ponder_actors::Generation, started: Instant) -> Self {
+    pub(crate) fn new(inner: ponder_actors::Generation, started: Instant, after: Option<AfterTurn>) -> Self {
         Self {
             inner,
+            after,
             started,
             first: None,
             ready: VecDeque::new(),
@@ -151,6 +155,13 @@ impl Generation {
     fn done(&mut self, finished: Finished) {
         if let Finish::Stop { token } = finished.why {
             self.token_ids.push(token);
+        }
+        // Only thinking is stripped; an answer that was cut off is seldom gone on from.
+        if finished.reasoning_tokens > 0
+            && matches!(finished.why, Finish::Stop { .. } | Finish::StopString { .. })
+            && let Some(after) = self.after.take()
+        {
+            after.ended(&self.token_ids, &self.text);
         }
         let (prompt, generated) = (finished.prompt_tokens, finished.completion_tokens);
         self.ready.push_back(Update::Done(Completion {

@@ -3,7 +3,7 @@
 pub mod batch;
 pub mod config;
 pub mod family;
-mod mover;
+pub mod mover;
 pub mod record;
 pub mod rope;
 pub mod runner;

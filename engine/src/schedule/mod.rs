@@ -5,6 +5,7 @@
 //! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
 
 mod sequence;
+mod warm;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -99,6 +100,8 @@ pub struct Scheduler {
     preempted_last: bool,
     draft_length: DraftLength,
     survivals: HashMap<SeqId, Survival>,
+    /// What is computed while nobody waits.
+    warm: warm::WarmUps,
     /// Rows of the step in flight, guesses not counted.
     planned_rows: usize,
 }
@@ -121,6 +124,7 @@ impl Scheduler {
                 DraftPolicy::Off | DraftPolicy::Fixed(_) => LengthOptions::default(),
             }),
             survivals: HashMap::new(),
+            warm: Default::default(),
             planned_rows: 0,
         }
     }
@@ -204,7 +208,7 @@ impl Scheduler {
 
     /// Nothing runs and nothing waits.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && self.released.is_empty()
+        self.running.is_empty() && self.waiting.is_empty() && self.released.is_empty() && self.warm.is_empty()
     }
     /// Sequences that have started, and that have not.
     pub fn counts(&self) -> (usize, usize) {
@@ -244,6 +248,9 @@ impl Scheduler {
             budget -= share.tokens.len();
             plan.openings.extend(starts.then(|| seq.opening()));
             plan.seqs.push(share);
+        }
+        if only.is_none() {
+            self.plan_warm_up(&mut plan);
         }
         plan.released = std::mem::take(&mut self.released);
         plan.released.iter().for_each(|seq| drop(self.survivals.remove(seq)));
@@ -327,12 +334,17 @@ impl Scheduler {
         self.preempted_last = !settled.preempted.is_empty();
         self.observe(settled);
         let mut events = self.drain_ended();
+        if settled.preempted.iter().any(|id| self.warm.runs(*id)) {
+            self.released.extend(self.warm.stop());
+        }
         // The last preempted was the most important of them: it goes back to the front last.
         for id in &settled.preempted {
             self.restart(*id);
         }
         for result in &settled.seqs {
-            events.extend(self.apply_one(result));
+            if !self.apply_warm_up(result) {
+                events.extend(self.apply_one(result));
+            }
         }
         events
     }
@@ -391,6 +403,7 @@ impl Scheduler {
             self.seqs.get_mut(&id).expect("running sequences are known").restart();
             self.waiting.push_front(id);
         }
+        self.warm.stop();
         self.free_blocks = self.options.blocks;
     }
 

@@ -1,11 +1,12 @@
 //! The scheduler and the pool played against each other with a model that is a hash.
 
+mod prefix;
 mod thinking;
 
 use std::ops::Range;
 
 use super::*;
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, CacheOptions, Preemption};
 use crate::op::threefry2x32;
 use crate::reason::Label;
 use crate::request::SamplingParams;
@@ -130,6 +131,10 @@ struct World {
     ended: HashMap<SeqId, Finished>,
     labels: HashMap<SeqId, Vec<Label>>,
     preemptions: usize,
+    /// Rows that were computed, guesses not counted; blocks that went to host memory, and came back.
+    rows: usize,
+    saved: usize,
+    loaded: usize,
     /// Most guesses per sequence and step.
     drafts: usize,
     steps: usize,
@@ -140,9 +145,15 @@ impl World {
         Self::saying(blocks, 1..1001)
     }
     fn saying(blocks: usize, vocabulary: Range<u32>) -> Self {
+        Self::with(options(blocks), CacheOptions::default(), vocabulary)
+    }
+    fn with(options: SchedulerOptions, cache: CacheOptions, vocabulary: Range<u32>) -> Self {
         Self {
-            scheduler: Scheduler::new(options(blocks)),
-            pool: BlockPool::new(blocks, BLOCK),
+            scheduler: Scheduler::new(options),
+            pool: BlockPool::with(options.blocks, BLOCK, cache),
+            rows: 0,
+            saved: 0,
+            loaded: 0,
             witness: Witness::new(vocabulary),
             labels: HashMap::new(),
             drafts: 0,
@@ -168,18 +179,21 @@ impl World {
     }
     fn step(&mut self) -> bool {
         let Some(mut plan) = self.scheduler.plan(Duration::ZERO, None) else { return false };
-        assert!(plan.seqs.iter().map(|s| s.tokens.len()).sum::<usize>() <= 24);
+        assert!(plan.seqs.iter().map(|s| s.tokens.len()).sum::<usize>() <= self.scheduler.options.max_step_tokens);
         self.steps += 1;
         for (i, seq) in plan.seqs.iter_mut().enumerate().filter(|(_, s)| s.sample.is_some()) {
-            let free = self.scheduler.sequence(seq.seq).expect("it runs").free_tokens();
+            let Some(free) = self.scheduler.sequence(seq.seq).map(Sequence::free_tokens) else { continue };
             seq.max_drafts = ((self.steps + i) % (self.drafts + 1)).min(free.saturating_sub(1));
         }
         let reserved = self.pool.reserve(plan);
         self.pool.check().unwrap();
         self.pool.check_writes(&reserved).unwrap();
         self.preemptions += reserved.preempted.len();
+        self.saved += reserved.copies.save.len();
+        self.loaded += reserved.copies.load.len();
         let settled = self.pool.settle(self.witness.run(reserved));
         self.pool.check().unwrap();
+        self.rows += settled.rows;
         let events = self.scheduler.apply(&settled);
         self.take(events);
         true
@@ -230,18 +244,21 @@ fn answers_do_not_depend_on_company_or_on_memory() {
 
 #[test]
 fn a_cancel_at_every_step_leaves_nothing_behind() {
-    for at in 0..40 {
-        let mut world = World::new(18);
-        (0..4).for_each(|i| world.submit(&request(i, 20, 20)));
-        (0..at).for_each(|_| {
-            world.step();
-        });
-        world.scheduler.cancel(RequestId(1));
-        world.run();
-        let events = world.scheduler.drain_ended();
-        world.take(events);
-        assert_eq!(world.ended.len(), 4, "cancelled before step {at}");
-        assert_eq!(world.pool.free_blocks(), 18);
+    for preemption in [Preemption::Recompute, Preemption::Swap] {
+        let cache = CacheOptions { host_blocks: 12, preemption, ..CacheOptions::default() };
+        for at in 0..40 {
+            let mut world = World::with(options(18), cache, 1..1001);
+            (0..4).for_each(|i| world.submit(&request(i, 20, 20)));
+            (0..at).for_each(|_| {
+                world.step();
+            });
+            world.scheduler.cancel(RequestId(1));
+            world.run();
+            let events = world.scheduler.drain_ended();
+            world.take(events);
+            assert_eq!(world.ended.len(), 4, "cancelled before step {at}");
+            assert_eq!(world.pool.free_blocks(), 18);
+        }
     }
 }
 
