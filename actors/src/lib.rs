@@ -13,6 +13,7 @@ pub mod streamer;
 pub mod supervisor;
 pub mod system;
 pub mod trace;
+pub mod view;
 
 pub use device::{BatchRunner, Loader};
 pub use streamer::Update;

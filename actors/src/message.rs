@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use ponder_engine::DeviceFault;
 use ponder_engine::request::{Request, RequestId, SeqId};
-use ponder_engine::schedule::{Event, StopText};
+use ponder_engine::schedule::{Event, SchedulerView, StopText};
 use ponder_engine::step::{Drafted, Reserved, Settled, StepPlan, Verified};
 
 /// A message with the name that it has in traces.
@@ -125,6 +125,21 @@ messages! {
         /// Whose it would be.
         tenant: std::sync::Arc<str>,
     } -> ();
+
+    /// To the scheduler: a client wants the answer now.
+    EndThinking {
+        /// Its request.
+        pub request: RequestId,
+    } -> ();
+
+    /// To the scheduler: who is in flight?
+    LookAtRequests {
+        /// Time since the start of the system.
+        pub now: Duration,
+    } -> SchedulerView;
+
+    /// To the KV allocator: who holds what?
+    LookAtBlocks {} -> crate::view::BlockView;
 
     /// To the scheduler: the device is new and its cache empty; start over from the token logs.
     Replay {

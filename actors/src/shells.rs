@@ -8,7 +8,7 @@ use actix::prelude::*;
 use ponder_engine::DeviceFault;
 use ponder_engine::kv::BlockPool;
 use ponder_engine::request::SeqId;
-use ponder_engine::schedule::{Event, Scheduler};
+use ponder_engine::schedule::{Event, Scheduler, SchedulerView};
 use ponder_engine::spec::{Drafters, batch_of, chosen_of};
 use ponder_engine::step::{Drafted, Reserved, Settled, StepPlan, Verified};
 
@@ -16,6 +16,7 @@ use crate::device::{DeviceThread, Loader};
 use crate::message::*;
 use crate::port::Sent;
 use crate::trace::{LifePhase, Tracer};
+use crate::view::BlockView;
 
 /// Answers a message with a plain function; the span is its whole run.
 macro_rules! answers {
@@ -53,6 +54,8 @@ answers!(SchedulerActor, "scheduler",
     WarmUp => (): warm_up,
     Replay => Vec<SeqId>: replay,
     FailAll => Vec<Event>: fail_all,
+    EndThinking => (): end_thinking,
+    LookAtRequests => SchedulerView: look,
 );
 
 impl SchedulerActor {
@@ -101,6 +104,12 @@ impl SchedulerActor {
     fn warm_up(&mut self, message: WarmUp) {
         self.scheduler.warm_up(message.tokens, message.tenant);
     }
+    fn end_thinking(&mut self, message: EndThinking) {
+        self.scheduler.end_thinking(message.request);
+    }
+    fn look(&mut self, message: LookAtRequests) -> SchedulerView {
+        self.scheduler.view(message.now)
+    }
     fn replay(&mut self, message: Replay) -> Vec<SeqId> {
         self.scheduler.replay();
         if let Some((seq, reason)) = message.culprit {
@@ -129,6 +138,7 @@ answers!(KvAllocator, "kv",
     Reserve => Reserved: reserve,
     Settle => Settled: settle,
     Clear => (): clear,
+    LookAtBlocks => BlockView: look,
 );
 
 impl KvAllocator {
@@ -140,6 +150,9 @@ impl KvAllocator {
     }
     fn clear(&mut self, _: Clear) {
         self.pool.clear();
+    }
+    fn look(&mut self, _: LookAtBlocks) -> BlockView {
+        BlockView::of(&self.pool)
     }
 }
 

@@ -22,6 +22,7 @@ use crate::step::{Star, StepError, Stepped, step};
 use crate::streamer::{Streamer, TokenStop, Update};
 use crate::supervisor::{Supervision, Supervisor, Verdict};
 use crate::trace::Tracer;
+use crate::view::EngineView;
 
 /// Everything that a system is started with.
 pub struct SystemOptions {
@@ -125,6 +126,20 @@ impl Handle {
         if self.star.scheduler.call(WarmUp { tokens, tenant }).await.is_ok() {
             self.wake.notify_one();
         }
+    }
+    /// Ends the thinking of a request's answers after their next token; no request, no effect.
+    pub async fn end_thinking(&self, request: RequestId) -> Result<()> {
+        let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
+        self.star.scheduler.call(EndThinking { request }).await.map_err(closed)
+    }
+
+    /// The state of the engine now. It costs two messages, and only when somebody looks.
+    pub async fn view(&self) -> Result<EngineView> {
+        let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
+        let now = self.tracer.now();
+        let requests = self.star.scheduler.call(LookAtRequests { now }).await.map_err(closed)?;
+        let blocks = self.star.kv.call(LookAtBlocks {}).await.map_err(closed)?;
+        Ok(EngineView::new(now, requests, blocks, &self.tracer))
     }
 
     /// The recorder of spans.

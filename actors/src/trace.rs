@@ -68,6 +68,37 @@ pub struct Tracer {
     records: Mutex<Vec<Record>>,
     steps: AtomicU64,
     device_ns: AtomicU64,
+    actors: [ActorTotals; ACTORS.len()],
+}
+
+/// The actors by their names in spans.
+pub const ACTORS: [&str; 6] = ["scheduler", "kv", "draft", "target", "streamer", "supervisor"];
+
+/// Upper bounds of the queue time histogram, in microseconds.
+pub const QUEUE_US: [u64; 8] = [10, 30, 100, 300, 1_000, 3_000, 10_000, 100_000];
+
+/// Counts of one actor's messages.
+#[derive(Debug, Default)]
+struct ActorTotals {
+    busy_us: AtomicU64,
+    queue_us: AtomicU64,
+    /// By queue time: one per bound, and those above.
+    queued: [AtomicU64; QUEUE_US.len() + 1],
+}
+
+/// Messages of one actor since the system started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ActorView {
+    /// Its name.
+    pub actor: &'static str,
+    /// Messages that it handled.
+    pub messages: u64,
+    /// Time that they spent in its mailbox, all together.
+    pub queue_us: u64,
+    /// Time that it spent on them.
+    pub busy_us: u64,
+    /// Messages by queue time: up to each of [`QUEUE_US`], and above.
+    pub queued: Vec<u64>,
 }
 
 /// Counts since the system started, for benchmarks and metrics.
@@ -87,6 +118,7 @@ impl Default for Tracer {
             records: Mutex::new(Vec::new()),
             steps: AtomicU64::new(0),
             device_ns: AtomicU64::new(0),
+            actors: Default::default(),
         }
     }
 }
@@ -106,6 +138,20 @@ impl Tracer {
         let device_time = Duration::from_nanos(self.device_ns.load(Ordering::Relaxed));
         StepTotals { steps: self.steps.load(Ordering::Relaxed), device_time }
     }
+    /// Messages of every actor so far.
+    pub fn actors(&self) -> Vec<ActorView> {
+        let view = |(actor, totals): (&&'static str, &ActorTotals)| {
+            let queued: Vec<u64> = totals.queued.iter().map(|n| n.load(Ordering::Relaxed)).collect();
+            ActorView {
+                actor,
+                messages: queued.iter().sum(),
+                queue_us: totals.queue_us.load(Ordering::Relaxed),
+                busy_us: totals.busy_us.load(Ordering::Relaxed),
+                queued,
+            }
+        };
+        ACTORS.iter().zip(&self.actors).map(view).collect()
+    }
     pub(crate) fn step_done(&self, device_time: Duration) {
         self.steps.fetch_add(1, Ordering::Relaxed);
         self.device_ns.fetch_add(device_time.as_nanos() as u64, Ordering::Relaxed);
@@ -121,6 +167,12 @@ impl Tracer {
     pub(crate) fn message(&self, span: Span) {
         let micros = |from: Instant, to: Instant| to.duration_since(from).as_micros() as u64;
         let (queue_us, busy_us) = (micros(span.sent, span.taken), micros(span.taken, span.done));
+        if let Some(totals) = ACTORS.iter().position(|a| *a == span.actor).map(|i| &self.actors[i]) {
+            let bucket = QUEUE_US.iter().position(|b| queue_us <= *b).unwrap_or(QUEUE_US.len());
+            totals.queued[bucket].fetch_add(1, Ordering::Relaxed);
+            totals.queue_us.fetch_add(queue_us, Ordering::Relaxed);
+            totals.busy_us.fetch_add(busy_us, Ordering::Relaxed);
+        }
         tracing::trace!(target: "ponder::message", actor = span.actor, name = span.name, step = span.step, queue_us, busy_us);
         self.push(|| Record::Message(span));
     }

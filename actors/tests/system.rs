@@ -120,6 +120,7 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
         block_size: BLOCK,
         drafts,
         max_logit_rows: 64,
+        max_wait: None,
     };
     let tokenizer = Arc::new(tokenizer());
     let step_timeout = Duration::from_millis(500);

@@ -17,11 +17,11 @@ use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
 
 use crate::backends::{self, WithBackend};
-use crate::generation::Generation;
+use crate::generation::{Choices, Generation};
 use crate::memory::Sizing;
 use crate::opened::{LoadProgress, Opened, describe};
 use crate::options::EngineOptions;
-use crate::prompt::{Prompt, Prompter};
+use crate::prompt::{Prompt, Prompter, Rendered};
 use crate::warm::AfterTurn;
 
 /// A loaded model that answers requests, many at once. Dropping it ends its threads; what is in flight
@@ -46,28 +46,45 @@ impl Engine {
         Opened::open(options)?.load(progress)
     }
 
-    /// Starts a request.
+    /// Starts a request with one answer.
     ///
     /// # Errors
     /// If a parameter is out of its range, or if the prompt is empty or too long.
     pub fn generate(&self, prompt: Prompt, params: SamplingParams) -> Result<Generation> {
-        let started = Instant::now();
-        params.validate(self.config.vocab)?;
         if params.n != 1 {
-            return Err(Error::invalid("n", "one answer per call; call again with other seeds for more"));
+            return Err(Error::invalid("n", "is not 1; several answers come from generate_choices"));
         }
+        self.generate_choices(prompt, params).map(Generation::new)
+    }
+
+    /// Starts a request with `params.n` answers, which share their prompt and differ in their randomness.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_choices(&self, prompt: Prompt, params: SamplingParams) -> Result<Choices> {
+        params.validate(self.config.vocab)?;
+        let started = Instant::now();
         let rendered = self.prompter.render(&prompt)?;
-        let (eos, thinking) = (self.generation.eos.clone(), rendered.thinking);
-        let after = rendered.turn.filter(|_| self.prefix_caching).map(|turn| AfterTurn {
+        futures::executor::block_on(self.submit(rendered, params, started))
+    }
+
+    /// Starts a request whose prompt is tokens already; its times count from `started`.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub async fn submit(&self, prompt: Rendered, params: SamplingParams, started: Instant) -> Result<Choices> {
+        params.validate(self.config.vocab)?;
+        let n = usize::from(params.n);
+        let eos = self.generation.eos.clone();
+        let after = prompt.turn.filter(|_| self.prefix_caching).map(|turn| AfterTurn {
             handle: self.system.handle().clone(),
             prompter: self.prompter.clone(),
             turn,
-            prompt: rendered.tokens.clone(),
+            prompt: prompt.tokens.clone(),
             tenant: params.cache_salt.clone(),
         });
-        let submission = Submission { prompt: rendered.tokens, params, eos, thinking };
-        let inner = self.system.handle().submit_blocking(submission)?;
-        Ok(Generation::new(inner, started, after))
+        let submission = Submission { prompt: prompt.tokens, params, eos, thinking: prompt.thinking };
+        Ok(Choices::new(self.system.handle().submit(submission).await?, started, n, after))
     }
 
     /// Turns prompts into tokens.
@@ -93,6 +110,14 @@ impl Engine {
     /// What was allocated.
     pub fn sizing(&self) -> &Sizing {
         &self.sizing
+    }
+    /// Longest prompt and answer together, in tokens.
+    pub fn max_model_len(&self) -> usize {
+        self.sizing.runner.max_model_len
+    }
+    /// Sequences that run at once.
+    pub fn seats(&self) -> usize {
+        self.sizing.runner.max_seqs
     }
     /// The actors' way in, for callers that submit tokens and read raw updates.
     pub fn handle(&self) -> &ponder_actors::Handle {
@@ -204,6 +229,7 @@ fn scheduler_options(options: &EngineOptions, sizes: &RunnerOptions) -> Schedule
         block_size: sizes.kv.block_size,
         drafts: if options.drafter == DrafterKind::None { DraftPolicy::Off } else { options.drafts },
         max_logit_rows: sizes.max_logit_rows,
+        max_wait: options.max_wait,
     }
 }
 

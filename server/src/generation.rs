@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use ponder_engine::request::Finish;
+use ponder_engine::reason::{Decision, ThinkingReport};
+use ponder_engine::request::{Finish, RequestId};
 use ponder_engine::schedule::Finished;
 use ponder_engine::{DeviceFault, Error, Result};
 
@@ -17,7 +18,7 @@ pub enum Update {
     /// More of the answer.
     Answer(String),
     /// The end, once.
-    Done(Completion),
+    Done(Box<Completion>),
 }
 
 /// A finished answer.
@@ -31,16 +32,24 @@ pub struct Completion {
     pub prompt_tokens: usize,
     /// Those of them that were in the cache already, and not computed.
     pub cached_tokens: usize,
-    /// Tokens computed more than once, after a preemption or a lost device.
-    pub recomputed_tokens: usize,
     /// Tokens generated: thinking, answer, and the end token.
     pub completion_tokens: usize,
     /// Those of the thinking, its marks included.
     pub reasoning_tokens: usize,
+    /// Tokens computed more than once, after a preemption or a lost device.
+    pub recomputed_tokens: usize,
+    /// Tokens that were guessed, and those of them that were right.
+    pub drafted_tokens: usize,
+    /// See `drafted_tokens`.
+    pub accepted_tokens: usize,
     /// Every generated token, the end token included.
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub finish: Finish,
+    /// What became of the thinking; `None` if the model does not think.
+    pub thinking: Option<ThinkingReport>,
+    /// How deep it was to think, and why, where that was decided.
+    pub decision: Option<Decision>,
     /// How long it took.
     pub timings: Timings,
 }
@@ -57,6 +66,8 @@ impl Completion {
 pub struct Timings {
     /// From the call to the first token.
     pub ttft_ms: f64,
+    /// From the call to the first text of the answer, if there was any.
+    pub first_answer_ms: Option<f64>,
     /// From the call to the end.
     pub total_ms: f64,
     /// Prompt tokens by the time to the first token.
@@ -74,6 +85,7 @@ impl Timings {
         };
         Self {
             ttft_ms: first.as_secs_f64() * 1e3,
+            first_answer_ms: None,
             total_ms: total.as_secs_f64() * 1e3,
             prefill_tokens_per_second: rate(prompt, first),
             decode_tokens_per_second: rate(generated.saturating_sub(1), total - first),
@@ -81,40 +93,124 @@ impl Timings {
     }
 }
 
-/// A request in flight. It is a blocking iterator; async callers use [`next_update`](Self::next_update).
-/// Dropping it cancels the request.
-pub struct Generation {
+/// All answers of a request in flight, `n` of them. Dropping it cancels those that have not ended.
+pub struct Choices {
     inner: ponder_actors::Generation,
     after: Option<AfterTurn>,
     started: Instant,
+    answers: Vec<Answer>,
+    ready: VecDeque<(usize, Update)>,
+}
+
+/// One answer so far.
+#[derive(Default)]
+struct Answer {
     first: Option<Duration>,
-    ready: VecDeque<Update>,
+    first_answer: Option<Duration>,
     text: String,
     reasoning: String,
     token_ids: Vec<u32>,
 }
 
-impl Generation {
-    pub(crate) fn new(inner: ponder_actors::Generation, started: Instant, after: Option<AfterTurn>) -> Self {
-        Self {
-            inner,
-            after,
-            started,
-            first: None,
-            ready: VecDeque::new(),
-            text: String::new(),
-            reasoning: String::new(),
-            token_ids: Vec::new(),
-        }
+impl Choices {
+    pub(crate) fn new(inner: ponder_actors::Generation, started: Instant, n: usize, after: Option<AfterTurn>) -> Self {
+        let answers = (0..n).map(|_| Answer::default()).collect();
+        Self { inner, after, started, answers, ready: VecDeque::new() }
     }
 
-    /// What is new; `None` after [`Update::Done`].
-    pub async fn next_update(&mut self) -> Option<Update> {
+    /// The engine's id of the request.
+    pub fn id(&self) -> RequestId {
+        self.inner.id
+    }
+
+    /// What is new, and in which answer; `None` after the [`Update::Done`] of the last one.
+    pub async fn next_update(&mut self) -> Option<(usize, Update)> {
         while self.ready.is_empty() {
             let update = self.inner.next().await?;
             self.take(update);
         }
         self.ready.pop_front()
+    }
+
+    /// The same, for threads without an async runtime.
+    pub fn next_blocking(&mut self) -> Option<(usize, Update)> {
+        while self.ready.is_empty() {
+            let update = self.inner.next_blocking()?;
+            self.take(update);
+        }
+        self.ready.pop_front()
+    }
+
+    fn take(&mut self, update: ponder_actors::Update) {
+        let choice = usize::from(update.choice);
+        let now = self.started.elapsed();
+        let answer = &mut self.answers[choice];
+        if !update.tokens.is_empty() || update.finish.is_some() {
+            answer.first.get_or_insert(now);
+        }
+        answer.token_ids.extend(&update.tokens);
+        if !update.reasoning.is_empty() {
+            answer.reasoning.push_str(&update.reasoning);
+            self.ready.push_back((choice, Update::Thinking(update.reasoning)));
+        }
+        if !update.text.is_empty() {
+            answer.first_answer.get_or_insert(now);
+            answer.text.push_str(&update.text);
+            self.ready.push_back((choice, Update::Answer(update.text)));
+        }
+        if let Some(finished) = update.finish {
+            let done = std::mem::take(answer).completion(finished, now);
+            // Only thinking is stripped from later turns; of several answers the conversation goes on from one.
+            let goes_on = !matches!(done.finish, Finish::Cancelled | Finish::Failed { .. }) && !done.text.is_empty();
+            if let Some(after) = self.after.take_if(|_| goes_on && done.reasoning_tokens > 0) {
+                after.ended(&done.token_ids, &done.text);
+            }
+            self.ready.push_back((choice, Update::Done(Box::new(done))));
+        }
+    }
+}
+
+impl Answer {
+    fn completion(mut self, finished: Finished, total: Duration) -> Completion {
+        if let Finish::Stop { token } = finished.why {
+            self.token_ids.push(token);
+        }
+        let (prompt, generated) = (finished.prompt_tokens, finished.completion_tokens);
+        let mut timings = Timings::new(prompt, generated, self.first, total);
+        timings.first_answer_ms = self.first_answer.map(|t| t.as_secs_f64() * 1e3);
+        Completion {
+            text: self.text,
+            reasoning: self.reasoning,
+            prompt_tokens: prompt,
+            cached_tokens: finished.cached_tokens,
+            completion_tokens: generated,
+            reasoning_tokens: finished.reasoning_tokens,
+            recomputed_tokens: finished.recomputed_tokens,
+            drafted_tokens: finished.drafted_tokens,
+            accepted_tokens: finished.accepted_tokens,
+            token_ids: self.token_ids,
+            finish: finished.why,
+            thinking: finished.thinking,
+            decision: finished.decision,
+            timings,
+        }
+    }
+}
+
+/// A request with one answer in flight. It is a blocking iterator; async callers use
+/// [`next_update`](Self::next_update). Dropping it cancels the request.
+pub struct Generation {
+    choices: Choices,
+}
+
+impl Generation {
+    pub(crate) fn new(choices: Choices) -> Self {
+        Self { choices }
+    }
+
+    /// What is new; `None` after [`Update::Done`].
+    pub async fn next_update(&mut self) -> Option<Update> {
+        self.choices.next_update().await.map(|(_, update)| update)
     }
 
     /// Waits for the end.
@@ -123,7 +219,7 @@ impl Generation {
     /// If the request failed.
     pub fn complete(mut self) -> Result<Completion> {
         let done = self.find_map(|update| match update {
-            Update::Done(completion) => Some(completion),
+            Update::Done(completion) => Some(*completion),
             Update::Thinking(_) | Update::Answer(_) => None,
         });
         let failed = |reason: &str| Error::Device { device: "engine".into(), what: DeviceFault::Lost(reason.into()) };
@@ -133,60 +229,12 @@ impl Generation {
             None => Err(failed("it stopped before the answer ended")),
         }
     }
-
-    fn take(&mut self, update: ponder_actors::Update) {
-        if !update.tokens.is_empty() || update.finish.is_some() {
-            self.first.get_or_insert_with(|| self.started.elapsed());
-        }
-        self.token_ids.extend(&update.tokens);
-        if !update.reasoning.is_empty() {
-            self.reasoning.push_str(&update.reasoning);
-            self.ready.push_back(Update::Thinking(update.reasoning));
-        }
-        if !update.text.is_empty() {
-            self.text.push_str(&update.text);
-            self.ready.push_back(Update::Answer(update.text));
-        }
-        if let Some(finished) = update.finish {
-            self.done(finished);
-        }
-    }
-
-    fn done(&mut self, finished: Finished) {
-        if let Finish::Stop { token } = finished.why {
-            self.token_ids.push(token);
-        }
-        // Only thinking is stripped; an answer that was cut off is seldom gone on from.
-        if finished.reasoning_tokens > 0
-            && matches!(finished.why, Finish::Stop { .. } | Finish::StopString { .. })
-            && let Some(after) = self.after.take()
-        {
-            after.ended(&self.token_ids, &self.text);
-        }
-        let (prompt, generated) = (finished.prompt_tokens, finished.completion_tokens);
-        self.ready.push_back(Update::Done(Completion {
-            text: std::mem::take(&mut self.text),
-            reasoning: std::mem::take(&mut self.reasoning),
-            prompt_tokens: prompt,
-            cached_tokens: finished.cached_tokens,
-            recomputed_tokens: finished.recomputed_tokens,
-            completion_tokens: generated,
-            reasoning_tokens: finished.reasoning_tokens,
-            token_ids: std::mem::take(&mut self.token_ids),
-            finish: finished.why,
-            timings: Timings::new(prompt, generated, self.first, self.started.elapsed()),
-        }));
-    }
 }
 
 impl Iterator for Generation {
     type Item = Update;
     /// Waits for what is new. Not for use inside an async runtime.
     fn next(&mut self) -> Option<Update> {
-        while self.ready.is_empty() {
-            let update = self.inner.next_blocking()?;
-            self.take(update);
-        }
-        self.ready.pop_front()
+        self.choices.next_blocking().map(|(_, update)| update)
     }
 }

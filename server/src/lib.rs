@@ -16,11 +16,12 @@
 //! ```
 //!
 //! [`Opened`] is a model before it is loaded: its prompts can be tokenised and its memory plan read.
-//! [`score`] runs a model over a given text without generating.
+//! [`http`] serves models over HTTP. [`score`] runs a model over a given text without generating.
 
 pub mod backends;
 mod engine;
 mod generation;
+pub mod http;
 pub mod memory;
 pub mod models;
 mod opened;
@@ -31,7 +32,7 @@ mod warm;
 
 pub use backends::WithBackend;
 pub use engine::Engine;
-pub use generation::{Completion, Generation, Timings, Update};
+pub use generation::{Choices, Completion, Generation, Timings, Update};
 pub use opened::{LoadProgress, Opened};
 pub use options::{BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, DEFAULT_SWAP_SPACE, EngineOptions};
 pub use prompt::Prompt;

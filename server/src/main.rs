@@ -2,13 +2,15 @@
 
 mod cli;
 
+use std::io::IsTerminal;
+
 use clap::Parser;
 use clap::error::ErrorKind;
 
 fn main() {
     quiet_drivers();
     let cli = cli::Cli::try_parse().unwrap_or_else(|e| misused(&e));
-    init_log();
+    init_log(&cli.command);
     if let Err(error) = cli.command.execute() {
         fail(&format!("{error:#}"));
     }
@@ -47,9 +49,22 @@ fn fail(message: &str) -> ! {
     std::process::exit(1)
 }
 
-/// Events of the engine on stderr: warnings, or what `PONDER_LOG` says (`info` shows a line per step).
-fn init_log() {
+/// Events on stderr: warnings, and of a server its requests, or what `PONDER_LOG` says (`info` shows a line
+/// per step).
+fn init_log(command: &cli::Command) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("PONDER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).compact().init();
+    let (default, json) = match command {
+        cli::Command::Serve(args) => {
+            ("warn,ponder::http=info,ponder::request=info,ponder::prompt=info", args.json_log())
+        }
+        _ => ("warn", false),
+    };
+    let filter = EnvFilter::try_from_env("PONDER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // A log that nobody reads any more must not stop anything.
+    let log = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    if json { log.json().flatten_event(true).init() } else { log.compact().init() }
 }

@@ -94,6 +94,8 @@ pub struct EngineOptions {
     pub drafter: DrafterKind,
     /// How many tokens are guessed, where somebody guesses.
     pub drafts: DraftPolicy,
+    /// Longest wait of a request before its first step; `None` is no bound.
+    pub max_wait: Option<std::time::Duration>,
     /// Where the trace goes: a file for Perfetto and chrome://tracing.
     pub trace: Option<PathBuf>,
 }
@@ -127,6 +129,7 @@ impl EngineOptions {
             max_step_tokens: 512,
             drafter: DrafterKind::None,
             drafts: DraftPolicy::Auto(LengthOptions::default()),
+            max_wait: None,
             trace: None,
         }
     }

@@ -52,6 +52,14 @@ pub fn hugging_face(family: &str, dtype: Dtype) -> TinyModel {
     model
 }
 
+/// The same with a longer context, in F32: for answers that last.
+pub fn hugging_face_of_context(family: &str, context: usize) -> TinyModel {
+    let model = TinyModel { folder: TempDir::new().expect("a temporary folder"), name: "model" };
+    std::fs::create_dir(model.path()).expect("an empty folder");
+    write_hugging_face(&model.path(), &ModelConfig { context, ..config(family) }, Dtype::F32);
+    model
+}
+
 /// A GGUF file of the Llama family, matrices in `format`.
 pub fn gguf(format: Format) -> TinyModel {
     let model = TinyModel { folder: TempDir::new().expect("a temporary folder"), name: "tiny.gguf" };

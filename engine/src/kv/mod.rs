@@ -91,6 +91,15 @@ impl BlockPool {
         self.total
     }
 
+    /// Tokens per block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+    /// Who holds which blocks, in order of position; several may hold the same.
+    pub fn tables(&self) -> impl Iterator<Item = (SeqId, &[u32])> {
+        self.seqs.iter().map(|(seq, held)| (*seq, held.table.as_slice()))
+    }
+
     /// Blocks for every sequence of the plan, drafts included; what is cached already is shared and not computed.
     /// Where blocks run out, cached ones go first, then guesses are given up, then a sequence behind the one that
     /// needs them is preempted.

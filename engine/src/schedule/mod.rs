@@ -5,12 +5,14 @@
 //! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
 
 mod sequence;
+mod view;
 mod warm;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 pub use sequence::{Sequence, StopText};
+pub use view::{Lane, SchedulerView, SeqView};
 
 use crate::error::{Error, Result};
 use crate::reason::{Decision, Span, ThinkingReport};
@@ -37,7 +39,12 @@ pub struct SchedulerOptions {
     pub drafts: DraftPolicy,
     /// Most rows of one step whose logits are wanted: one per sequence that chooses, one per guess.
     pub max_logit_rows: usize,
+    /// Longest wait before the first step; `None` is no bound. Then a request fails with [`QUEUE_TIMEOUT`].
+    pub max_wait: Option<Duration>,
 }
+
+/// Why a request fails that waited too long.
+pub const QUEUE_TIMEOUT: &str = "it waited longer than it may";
 
 /// How many tokens are guessed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -78,6 +85,10 @@ pub struct Finished {
     pub completion_tokens: usize,
     /// Tokens computed more than once.
     pub recomputed_tokens: usize,
+    /// Tokens that were guessed for it, and those of them that were right.
+    pub drafted_tokens: usize,
+    /// See `drafted_tokens`.
+    pub accepted_tokens: usize,
     /// Tokens of thinking among those generated.
     pub reasoning_tokens: usize,
     /// What became of the thinking; `None` if the model does not think.
@@ -221,7 +232,8 @@ impl Scheduler {
 
     /// The next step; `None` when there is nothing to do. With `only`, no other sequence runs, and there
     /// is nothing to do once it has ended.
-    pub fn plan(&mut self, _now: Duration, only: Option<SeqId>) -> Option<StepPlan> {
+    pub fn plan(&mut self, now: Duration, only: Option<SeqId>) -> Option<StepPlan> {
+        self.expire(now);
         if self.is_idle() || only.is_some_and(|id| !self.seqs.contains_key(&id)) {
             return None;
         }
@@ -259,6 +271,14 @@ impl Scheduler {
         plan.spare = budget - plan.seqs.iter().map(|s| s.max_drafts).sum::<usize>();
         plan.chunk = self.options.prefill_chunk;
         Some(plan)
+    }
+
+    /// Ends what waited too long and was never computed.
+    fn expire(&mut self, now: Duration) {
+        let Some(max_wait) = self.options.max_wait else { return };
+        let late = |s: &Sequence| s.recomputed == 0 && now.saturating_sub(s.arrived) > max_wait;
+        let late: Vec<SeqId> = self.waiting.iter().filter(|id| late(&self.seqs[id])).copied().collect();
+        late.into_iter().for_each(|id| self.fail(id, QUEUE_TIMEOUT));
     }
 
     /// Guesses for the sequences that choose a token, at most `budget` rows of them.
@@ -357,6 +377,8 @@ impl Scheduler {
             Err(reason) => return Some(self.finish(result.seq, Finish::Failed { reason: reason.clone() })),
         };
         seq.computed(result.start, result.cached - chosen.len().saturating_sub(1));
+        seq.drafted += result.drafted;
+        seq.accepted += chosen.len().saturating_sub(1);
         if let Some(why) = seq.take(chosen, result.cached) {
             return Some(self.finish(result.seq, why));
         }
@@ -382,6 +404,8 @@ impl Scheduler {
             cached_tokens: seq.hit.unwrap_or(0),
             completion_tokens: seq.output_len(),
             recomputed_tokens: seq.recomputed,
+            drafted_tokens: seq.drafted,
+            accepted_tokens: seq.accepted,
             reasoning_tokens: thinking.map_or(0, |t| t.counts.reasoning),
             thinking,
             decision: seq.decision().cloned(),

@@ -53,6 +53,10 @@ pub struct Sequence {
     /// Positions of its thinking, as far as decided.
     thought: Option<Range<usize>>,
     tenant: Arc<str>,
+    /// Tokens that were guessed for it, and those of them that were right.
+    pub drafted: usize,
+    /// See `drafted`.
+    pub accepted: usize,
     params: Arc<SamplingParams>,
     /// Tokens that end the answer.
     ends: Arc<[u32]>,
@@ -96,6 +100,8 @@ impl Sequence {
             computed: 0,
             thought: None,
             tenant: request.params.cache_salt.clone(),
+            drafted: 0,
+            accepted: 0,
             params: Arc::new(request.params.clone()),
             ends,
             thinking,
@@ -134,6 +140,15 @@ impl Sequence {
     /// Tokens not cached yet: 1 while decoding.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.cached
+    }
+    /// Most tokens that may be generated.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+    /// Cap on the thinking; `None` is none.
+    pub fn thinking_budget(&self) -> Option<usize> {
+        let decision = self.thinking.as_ref().and_then(|t| t.decision.as_ref());
+        decision.map_or(self.params.thinking_token_budget, |d| d.budget)
     }
     /// Most tokens that this answer may still need in the cache.
     pub fn longest(&self) -> usize {

@@ -24,6 +24,7 @@ fn options(blocks: usize) -> SchedulerOptions {
         block_size: BLOCK,
         drafts: DraftPolicy::Off,
         max_logit_rows: 64,
+        max_wait: None,
     }
 }
 

@@ -136,7 +136,7 @@ async fn follow(mut generation: Generation, screen: &mut Screen) -> (String, Opt
                 screen.answer(&more);
                 text.push_str(&more);
             }
-            Some(Update::Done(completion)) => return (text, Some(completion)),
+            Some(Update::Done(completion)) => return (text, Some(*completion)),
             None => return (text, None),
         }
     }

@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod perplexity;
 pub mod progress;
 pub mod run;
+pub mod serve;
 
 use clap::{Parser, Subcommand};
 
@@ -21,6 +22,7 @@ use clap::{Parser, Subcommand};
   ponder run \"What is 15% of 80?\"             ask the bundled model
   ponder run --model qwen3.gguf \"Why is the sky blue?\"
   ponder chat --model ./QwQ-32B               talk, over several turns
+  ponder serve --model qwen3.gguf             an OpenAI-compatible server on this machine
   ponder inspect --model qwen3.gguf           what is in a file, and how much memory it takes
   ponder devices                              what it could run on here
 
@@ -40,6 +42,8 @@ pub enum Command {
     Run(run::RunArgs),
     /// Talk with a model, over several turns
     Chat(chat::ChatArgs),
+    /// Serve models over HTTP, as OpenAI does
+    Serve(Box<serve::ServeArgs>),
     /// Measure speed
     Bench(bench::BenchArgs),
     /// List the devices that could run a model
@@ -56,6 +60,7 @@ impl Command {
         match self {
             Command::Run(args) => run::run(args),
             Command::Chat(args) => chat::chat(args),
+            Command::Serve(args) => serve::serve(*args),
             Command::Bench(args) => bench::bench(args),
             Command::Devices(args) => devices::devices(&args),
             Command::Inspect(args) => inspect::inspect(&args),

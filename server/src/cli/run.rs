@@ -136,9 +136,9 @@ fn answer(engine: &Engine, prompt: Prompt, params: SamplingParams, show: bool) -
             Update::Answer(text) => screen.answer(&text),
             Update::Done(completion) => {
                 screen.end();
-                return match completion.finish {
+                return match &completion.finish {
                     Finish::Failed { reason } => Err(Error::invalid("request", reason).into()),
-                    _ => Ok(completion),
+                    _ => Ok(*completion),
                 };
             }
         }

@@ -113,7 +113,7 @@ fn bench_perplexity_inspect_and_devices_print_what_scripts_need() {
 
 #[test]
 fn help_teaches() {
-    for command in ["run", "chat", "bench", "devices", "inspect", "perplexity"] {
+    for command in ["run", "chat", "serve", "bench", "devices", "inspect", "perplexity"] {
         let ran = ponder(&[command, "--help"]);
         assert_eq!(ran.code, Some(0));
         assert!(ran.stdout.contains("Examples:\n  "), "{command}: {}", ran.stdout);
