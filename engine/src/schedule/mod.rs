@@ -276,7 +276,7 @@ impl Scheduler {
     /// Ends what waited too long and was never computed.
     fn expire(&mut self, now: Duration) {
         let Some(max_wait) = self.options.max_wait else { return };
-        let late = |s: &Sequence| s.recomputed == 0 && now.saturating_sub(s.arrived) > max_wait;
+        let late = |s: &Sequence| s.hit.is_none() && now.saturating_sub(s.arrived) > max_wait;
         let late: Vec<SeqId> = self.waiting.iter().filter(|id| late(&self.seqs[id])).copied().collect();
         late.into_iter().for_each(|id| self.fail(id, QUEUE_TIMEOUT));
     }
