@@ -121,9 +121,9 @@ messages! {
     /// To the scheduler: when there is nothing else to do, have this in the cache.
     WarmUp {
         /// Tokens of a prompt that may come.
-        tokens: Vec<u32>,
+        pub tokens: Vec<u32>,
         /// Whose it would be.
-        tenant: std::sync::Arc<str>,
+        pub tenant: std::sync::Arc<str>,
     } -> ();
 
     /// To the scheduler: a client wants the answer now.

@@ -71,7 +71,8 @@ impl SchedulerActor {
         let plan = self.scheduler.plan(message.now, message.only)?;
         self.tracer.step_members(plan.id.0, plan.seqs.iter().map(|s| s.seq));
         // What is computed for nobody has no life to be traced.
-        for seq in plan.seqs.iter().filter(|s| self.scheduler.sequence(s.seq).is_some()) {
+        let known = plan.seqs.iter().filter(|s| self.scheduler.sequence(s.seq).is_some());
+        for seq in known.collect::<Vec<_>>() {
             let decoding = seq.start > 0 && seq.tokens.len() == 1 && seq.sample.is_some();
             self.enter(seq.seq, if decoding { LifePhase::Decode } else { LifePhase::Prefill });
         }
@@ -80,7 +81,8 @@ impl SchedulerActor {
     fn apply_step(&mut self, message: ApplyStep) -> Vec<Event> {
         let events = self.scheduler.apply(&message.settled);
         self.tracer.step_done(message.settled.device_time);
-        for seq in &message.settled.preempted {
+        let known = message.settled.preempted.iter().filter(|s| self.scheduler.sequence(**s).is_some());
+        for seq in known.collect::<Vec<_>>() {
             self.enter(*seq, LifePhase::Queued);
         }
         for event in &events {
