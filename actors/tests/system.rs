@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ponder_actors::{BatchRunner, Generation, Loader, Submission, System, SystemOptions, Update};
+use ponder_engine::kv::CacheOptions;
 use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::{Finish, SamplingParams, SeqId};
@@ -38,6 +39,11 @@ impl BatchRunner for Hash {
             let table = &batch.block_tables[seq as usize];
             table[p as usize / BLOCK] as usize * BLOCK + p as usize % BLOCK
         };
+        assert!(batch.copies.swapped() == 0, "there is no host memory");
+        for (from, to) in &batch.copies.copy {
+            let (from, to) = (*from as usize * BLOCK, *to as usize * BLOCK);
+            self.slots.copy_within(from..from + BLOCK, to);
+        }
         for row in &batch.rows {
             self.slots[slot(row.seq, row.position)] = Some((row.position, row.token));
         }
@@ -63,7 +69,7 @@ impl BatchRunner for Hash {
             let letters = if logit.params.seed_lo == PERIODIC { 5 } else { 26 };
             tokens.push(if log.contains(&NAN) { ERROR_TOKEN } else { 97 + hash % letters });
         }
-        Ok(BatchOutput { tokens, logits: Vec::new() })
+        Ok(BatchOutput { tokens, logits: Vec::new(), ..BatchOutput::default() })
     }
     fn device_time(&self) -> Duration {
         Duration::ZERO
@@ -118,7 +124,8 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
     };
     let tokenizer = Arc::new(tokenizer());
     let step_timeout = Duration::from_millis(500);
-    System::start(SystemOptions { scheduler, target, tokenizer, drafter, step_timeout }).unwrap()
+    System::start(SystemOptions { scheduler, cache: CacheOptions::default(), target, tokenizer, drafter, step_timeout })
+        .unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {

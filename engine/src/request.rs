@@ -56,6 +56,8 @@ pub struct SamplingParams {
     /// How hard to think: decided before the prompt is rendered, because it may change the prompt. `None`: the
     /// model as it is, under the budget alone.
     pub reasoning_effort: Option<Effort>,
+    /// Whose it is: what requests with another salt computed is never found, nor timed. Empty is a salt too.
+    pub cache_salt: Arc<str>,
     /// Tokens of `max_tokens` that thinking leaves to the answer; `None`: 256, or half if that is less.
     pub answer_reserve: Option<usize>,
 }
@@ -79,6 +81,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             thinking_token_budget: None,
             reasoning_effort: None,
+            cache_salt: Arc::from(""),
             answer_reserve: None,
         }
     }
@@ -101,6 +104,9 @@ impl SamplingParams {
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         if !(1..=128).contains(&self.n) {
             return Err(Error::invalid("n", format!("{} is not between 1 and 128", self.n)));
+        }
+        if self.cache_salt.len() > 256 {
+            return Err(Error::invalid("cache_salt", format!("{} bytes, at most 256", self.cache_salt.len())));
         }
         if self.max_tokens == Some(0) {
             return Err(Error::invalid("max_tokens", "must be at least 1"));

@@ -30,10 +30,11 @@ mod options;
 pub mod prompt;
 mod reasoner;
 pub mod score;
+mod warm;
 
 pub use backends::WithBackend;
 pub use engine::Engine;
 pub use generation::{Choices, Completion, Generation, Timings, Update};
 pub use opened::{LoadProgress, Opened};
-pub use options::{BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, EngineOptions};
+pub use options::{BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, DEFAULT_SWAP_SPACE, EngineOptions};
 pub use prompt::Prompt;

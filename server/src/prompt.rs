@@ -11,6 +11,7 @@ use ponder_engine::{Error, Result};
 
 use crate::options::EngineOptions;
 use crate::reasoner::{Reasoner, with_hint};
+use crate::warm::Turn;
 
 /// What a user asks.
 #[derive(Clone, Debug)]
@@ -41,6 +42,8 @@ pub struct Rendered {
     pub tokens: Vec<u32>,
     /// How its answer thinks; `None`: all of it is the answer.
     pub thinking: Option<Arc<Thinking>>,
+    /// The conversation that it is a turn of.
+    pub(crate) turn: Option<Turn>,
 }
 
 /// Turns prompts into tokens.
@@ -95,7 +98,12 @@ impl Prompter {
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Chat(messages, options) => return self.chat(messages, options),
         };
-        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None }) }
+        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None, turn: None }) }
+    }
+
+    /// A conversation's tokens.
+    pub(crate) fn chat_tokens(&self, messages: &[Message], options: &RenderOptions) -> Result<Vec<u32>> {
+        self.chat(messages, options).map(|rendered| rendered.tokens)
     }
 
     /// The same for a request: its effort may add a sentence to the system prompt, switch the thinking off, or
@@ -137,6 +145,7 @@ impl Prompter {
         let pieces = template.render(messages, options)?;
         let tokens = self.tokenizer.encode_pieces(&pieces)?;
         let thinking = self.markers.as_ref().map(|m| Arc::new(Thinking::new(m.clone(), m.start_of(&pieces))));
-        Ok(Rendered { tokens, thinking })
+        let turn = Some(Turn { messages: messages.to_vec(), options: options.clone() });
+        Ok(Rendered { tokens, thinking, turn })
     }
 }

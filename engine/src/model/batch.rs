@@ -1,5 +1,8 @@
 //! The facts of one step, as the host states them: what the input slots of a program are filled from.
 
+use std::time::Duration;
+
+use crate::kv::Copies;
 use crate::op::{Adjust, SampleRow};
 
 /// One token to process.
@@ -33,6 +36,8 @@ pub struct Batch {
     pub block_tables: Vec<Vec<u32>>,
     /// Rows to sample from.
     pub logit_rows: Vec<LogitRow>,
+    /// Blocks that move first.
+    pub copies: Copies,
     /// Whether the logits themselves are wanted too.
     pub want_logits: bool,
 }
@@ -44,4 +49,6 @@ pub struct BatchOutput {
     pub tokens: Vec<u32>,
     /// `[logit_rows, vocab]` if wanted, else empty.
     pub logits: Vec<f32>,
+    /// What the batch's copies took.
+    pub copy_time: Duration,
 }

@@ -6,6 +6,7 @@
 
 mod sequence;
 mod view;
+mod warm;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -78,6 +79,8 @@ pub struct Finished {
     pub why: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were in the cache already, and not computed.
+    pub cached_tokens: usize,
     /// Tokens generated, an end token included.
     pub completion_tokens: usize,
     /// Tokens computed more than once.
@@ -108,6 +111,8 @@ pub struct Scheduler {
     preempted_last: bool,
     draft_length: DraftLength,
     survivals: HashMap<SeqId, Survival>,
+    /// What is computed while nobody waits.
+    warm: warm::WarmUps,
     /// Rows of the step in flight, guesses not counted.
     planned_rows: usize,
 }
@@ -130,6 +135,7 @@ impl Scheduler {
                 DraftPolicy::Off | DraftPolicy::Fixed(_) => LengthOptions::default(),
             }),
             survivals: HashMap::new(),
+            warm: Default::default(),
             planned_rows: 0,
         }
     }
@@ -213,7 +219,7 @@ impl Scheduler {
 
     /// Nothing runs and nothing waits.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && self.released.is_empty()
+        self.running.is_empty() && self.waiting.is_empty() && self.released.is_empty() && self.warm.is_empty()
     }
     /// Sequences that have started, and that have not.
     pub fn counts(&self) -> (usize, usize) {
@@ -244,25 +250,33 @@ impl Scheduler {
         self.next_step += 1;
         for id in &self.running {
             let sits_out = only.is_some_and(|only| only != *id);
-            let share = self.seqs[id].plan(if sits_out { 0 } else { budget.min(self.options.prefill_chunk) });
-            if share.tokens.is_empty() {
+            let seq = &self.seqs[id];
+            let share = seq.plan(if sits_out { 0 } else { budget.min(self.options.prefill_chunk) });
+            let starts = seq.cached == 0 && !sits_out;
+            if share.tokens.is_empty() && !starts {
                 plan.idle.push(*id);
-            } else {
-                budget -= share.tokens.len();
-                plan.seqs.push(share);
+                continue;
             }
+            budget -= share.tokens.len();
+            plan.openings.extend(starts.then(|| seq.opening()));
+            plan.seqs.push(share);
+        }
+        if only.is_none() {
+            self.plan_warm_up(&mut plan);
         }
         plan.released = std::mem::take(&mut self.released);
         plan.released.iter().for_each(|seq| drop(self.survivals.remove(seq)));
         self.planned_rows = self.options.max_step_tokens - budget;
         self.plan_drafts(&mut plan, budget);
+        plan.spare = budget - plan.seqs.iter().map(|s| s.max_drafts).sum::<usize>();
+        plan.chunk = self.options.prefill_chunk;
         Some(plan)
     }
 
     /// Ends what waited too long and was never computed.
     fn expire(&mut self, now: Duration) {
         let Some(max_wait) = self.options.max_wait else { return };
-        let late = |s: &Sequence| s.recomputed == 0 && now.saturating_sub(s.arrived) > max_wait;
+        let late = |s: &Sequence| s.hit.is_none() && now.saturating_sub(s.arrived) > max_wait;
         let late: Vec<SeqId> = self.waiting.iter().filter(|id| late(&self.seqs[id])).copied().collect();
         late.into_iter().for_each(|id| self.fail(id, QUEUE_TIMEOUT));
     }
@@ -283,7 +297,9 @@ impl Scheduler {
                 self.draft_length.choose(&survivals, self.planned_rows - choosing.len())
             }
         };
-        let mut left = budget.min(self.options.max_logit_rows.saturating_sub(choosing.len()));
+        // One that starts may choose as well, if most of its prompt is cached.
+        let rows = choosing.len() + plan.openings.len();
+        let mut left = budget.min(self.options.max_logit_rows.saturating_sub(rows));
         for (i, length) in choosing.into_iter().zip(lengths) {
             // The token after the guesses comes for free: a guess beyond what may be chosen is in vain.
             let useful = self.seqs[&plan.seqs[i].seq].free_tokens().saturating_sub(1);
@@ -298,7 +314,7 @@ impl Scheduler {
             return;
         }
         let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
-        self.draft_length.observe_step(self.planned_rows + drafted, settled.device_time.as_secs_f64() * 1e6);
+        self.draft_length.observe_step(settled.rows + drafted, settled.device_time.as_secs_f64() * 1e6);
         for result in settled.seqs.iter().filter(|s| s.drafted > 0) {
             let accepted = result.chosen.as_ref().map_or(0, |c| c.len().saturating_sub(1));
             if let Some(survival) = self.survivals.get_mut(&result.seq) {
@@ -311,12 +327,13 @@ impl Scheduler {
     /// Nobody is admitted right after a preemption: the pool is short already.
     fn admit(&mut self) {
         let blocks_of = |seq: &Sequence| (seq.tokens.len() + 1).div_ceil(self.options.block_size);
-        let growing: usize = self.running.iter().map(|id| blocks_of(&self.seqs[id])).sum();
-        let mut free = if self.running.is_empty() {
-            self.options.blocks
-        } else {
-            // What running prompts still lack is spoken for.
-            self.options.blocks.saturating_sub(growing).min(self.free_blocks.max(1))
+        // What running prompts still lack is spoken for; blocks that several share count once.
+        let has = |seq: &Sequence| seq.cached.div_ceil(self.options.block_size);
+        let lacks = |seq: &Sequence| blocks_of(seq).saturating_sub(has(seq));
+        let lacking: usize = self.running.iter().map(|id| lacks(&self.seqs[id])).sum();
+        let mut free = match self.running.is_empty() {
+            true => self.options.blocks,
+            false => self.free_blocks.saturating_sub(lacking),
         };
         while let Some(id) = self.waiting.front().copied() {
             let wanted = blocks_of(&self.seqs[&id]);
@@ -337,12 +354,17 @@ impl Scheduler {
         self.preempted_last = !settled.preempted.is_empty();
         self.observe(settled);
         let mut events = self.drain_ended();
+        if settled.preempted.iter().any(|id| self.warm.runs(*id)) {
+            self.released.extend(self.warm.stop());
+        }
         // The last preempted was the most important of them: it goes back to the front last.
         for id in &settled.preempted {
             self.restart(*id);
         }
         for result in &settled.seqs {
-            events.extend(self.apply_one(result));
+            if !self.apply_warm_up(result) {
+                events.extend(self.apply_one(result));
+            }
         }
         events
     }
@@ -354,6 +376,7 @@ impl Scheduler {
             Ok(chosen) => chosen,
             Err(reason) => return Some(self.finish(result.seq, Finish::Failed { reason: reason.clone() })),
         };
+        seq.computed(result.start, result.cached - chosen.len().saturating_sub(1));
         seq.drafted += result.drafted;
         seq.accepted += chosen.len().saturating_sub(1);
         if let Some(why) = seq.take(chosen, result.cached) {
@@ -378,6 +401,7 @@ impl Scheduler {
         let finished = Finished {
             why,
             prompt_tokens: seq.prompt_len,
+            cached_tokens: seq.hit.unwrap_or(0),
             completion_tokens: seq.output_len(),
             recomputed_tokens: seq.recomputed,
             drafted_tokens: seq.drafted,
@@ -403,6 +427,7 @@ impl Scheduler {
             self.seqs.get_mut(&id).expect("running sequences are known").restart();
             self.waiting.push_front(id);
         }
+        self.warm.stop();
         self.free_blocks = self.options.blocks;
     }
 

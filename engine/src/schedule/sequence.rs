@@ -4,13 +4,15 @@
 //! simply more log that is not cached yet: the next step takes them all through the model at once.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::kv::Parts;
 use crate::op::{Adjust, SEEN};
 use crate::reason::{Decision, Label, Reasoning, Span, Thinking, ThinkingReport};
 use crate::request::{Finish, Request, SamplingParams, SeqId};
-use crate::step::{SamplePlan, SeqPlan};
+use crate::step::{Opening, SamplePlan, SeqPlan};
 
 /// Finds the end of an answer in its text, for requests with stop strings.
 pub trait StopText: Send {
@@ -44,6 +46,13 @@ pub struct Sequence {
     pub arrived: Duration,
     /// Tokens computed again after a preemption or a lost device.
     pub recomputed: usize,
+    /// Tokens of the prompt that were in the cache when it started; `None` before that.
+    pub hit: Option<usize>,
+    /// Most tokens that were ever cached.
+    computed: usize,
+    /// Positions of its thinking, as far as decided.
+    thought: Option<Range<usize>>,
+    tenant: Arc<str>,
     /// Tokens that were guessed for it, and those of them that were right.
     pub drafted: usize,
     /// See `drafted`.
@@ -87,6 +96,10 @@ impl Sequence {
             cached: 0,
             arrived: now,
             recomputed: 0,
+            hit: None,
+            computed: 0,
+            thought: None,
+            tenant: request.params.cache_salt.clone(),
             drafted: 0,
             accepted: 0,
             params: Arc::new(request.params.clone()),
@@ -168,15 +181,32 @@ impl Sequence {
     pub fn plan(&self, budget: usize) -> SeqPlan {
         let take = self.pending().min(budget);
         let end = self.cached + take;
-        let sample = (end == self.tokens.len())
-            .then(|| SamplePlan { params: self.params.row(self.id.choice, end), adjust: self.adjusted() });
+        let sample = (end == self.tokens.len()).then(|| self.sample());
         SeqPlan {
             seq: self.id,
             start: self.cached,
             tokens: self.tokens[self.cached..end].to_vec(),
             max_drafts: 0,
             sample,
+            parts: Parts { prompt: self.prompt_len, thinking: self.thought.clone().unwrap_or(0..0) },
         }
+    }
+
+    /// What must be known of it when it starts, or starts over.
+    pub fn opening(&self) -> Opening {
+        let (log, tenant) = (self.tokens.clone(), self.tenant.clone());
+        Opening { seq: self.id, log, prompt_len: self.prompt_len, tenant, sample: Some(self.sample()) }
+    }
+
+    fn sample(&self) -> SamplePlan {
+        SamplePlan { params: self.params.row(self.id.choice, self.tokens.len()), adjust: self.adjusted() }
+    }
+
+    /// A step computed the tokens from `start` to `end`; what is before them was cached.
+    pub fn computed(&mut self, start: usize, end: usize) {
+        self.hit.get_or_insert(start.min(self.prompt_len));
+        self.recomputed += self.computed.min(end).saturating_sub(start);
+        self.computed = self.computed.max(end);
     }
 
     /// Penalties and biases, and minus infinity for what is forbidden.
@@ -280,6 +310,11 @@ impl Sequence {
                     Some(last) if last.label == span.label => last.len += 1,
                     _ => self.spans.push(Span { label: span.label, len: 1 }),
                 }
+                match (&mut self.thought, span.label) {
+                    (None, Label::Reasoning) => self.thought = Some(at..usize::MAX),
+                    (Some(thought), Label::Content | Label::ToolCall) => thought.end = thought.end.min(at),
+                    _ => {}
+                }
                 let watched = self.stop_text.as_mut().filter(|_| span.label == Label::Content);
                 if let Some(text) = watched.and_then(|s| s.push(self.tokens[at])) {
                     self.stop_text = None;
@@ -312,7 +347,6 @@ impl Sequence {
 
     /// Its cache is gone: everything is computed again from the log.
     pub fn restart(&mut self) {
-        self.recomputed += self.cached;
         self.cached = 0;
     }
 }

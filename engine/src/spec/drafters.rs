@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::{Drafter, Ngram, Suffix};
 use crate::error::Error;
 use crate::request::SeqId;
-use crate::step::{Drafted, Reserved, SeqPlan};
+use crate::step::{Drafted, Opening, Reserved, SeqPlan};
 
 /// Which drafter guesses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,11 +65,12 @@ impl Drafters {
     /// Guesses for every sequence of the plan that may have some.
     pub fn propose(&mut self, reserved: Reserved) -> Drafted {
         reserved.plan.released.iter().for_each(|seq| drop(self.states.remove(seq)));
-        let drafts = reserved.plan.seqs.iter().map(|seq| self.propose_one(seq)).collect();
+        let plan = &reserved.plan;
+        let drafts = plan.seqs.iter().map(|seq| self.propose_one(seq, plan.opening(seq.seq))).collect();
         Drafted { reserved, drafts }
     }
 
-    fn propose_one(&mut self, plan: &SeqPlan) -> Vec<u32> {
+    fn propose_one(&mut self, plan: &SeqPlan, opening: Option<&Opening>) -> Vec<u32> {
         let Some(fresh) = self.kind.make() else { return Vec::new() };
         let state = self.states.entry(plan.seq).or_insert_with(|| State {
             log: Vec::new(),
@@ -82,7 +83,12 @@ impl Drafters {
             state.drafter.rewind(&state.log);
         }
         let accepted = plan.start - state.log.len();
-        state.log.extend_from_slice(&state.guessed[..accepted]);
+        let before = match opening {
+            // Some of its log was in the cache and is no input ever.
+            Some(opening) => &opening.log[state.log.len()..plan.start],
+            None => &state.guessed[..accepted],
+        };
+        state.log.extend_from_slice(before);
         state.log.extend_from_slice(&plan.tokens);
         state.drafter.observe(&state.log, accepted + plan.tokens.len());
         let wanted = if plan.sample.is_some() { plan.max_drafts } else { 0 };
@@ -95,6 +101,7 @@ impl Drafters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::{Copies, Parts};
     use crate::op::SampleRow;
     use crate::request::RequestId;
     use crate::step::{SamplePlan, StepPlan};
@@ -102,10 +109,13 @@ mod tests {
     fn propose(drafters: &mut Drafters, start: usize, tokens: &[u32], released: bool) -> Vec<u32> {
         let seq = SeqId { request: RequestId(1), choice: 0 };
         let sample = Some(SamplePlan { params: SampleRow::default(), adjust: Vec::new() });
-        let plan = SeqPlan { seq, start, tokens: tokens.to_vec(), max_drafts: 2, sample };
+        let plan = SeqPlan { seq, start, tokens: tokens.to_vec(), max_drafts: 2, sample, parts: Parts::default() };
         let released = if released { vec![seq] } else { Vec::new() };
         let plan = StepPlan { seqs: vec![plan], released, ..StepPlan::default() };
-        drafters.propose(Reserved { plan, tables: vec![vec![0]], preempted: Vec::new() }).drafts.remove(0)
+        drafters
+            .propose(Reserved { plan, tables: vec![vec![0]], preempted: Vec::new(), copies: Copies::default() })
+            .drafts
+            .remove(0)
     }
 
     #[test]

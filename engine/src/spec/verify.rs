@@ -7,7 +7,11 @@ use crate::step::Drafted;
 /// The rows of a step: each sequence's tokens, then its guesses; logits where a token is chosen.
 /// Penalties of the rows behind a guess count that guess as said.
 pub fn batch_of(drafted: &Drafted) -> Batch {
-    let mut batch = Batch { block_tables: drafted.reserved.tables.clone(), ..Batch::default() };
+    let mut batch = Batch {
+        block_tables: drafted.reserved.tables.clone(),
+        copies: drafted.reserved.copies.clone(),
+        ..Batch::default()
+    };
     for (index, (seq, drafts)) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts).enumerate() {
         for (i, token) in seq.tokens.iter().chain(drafts).enumerate() {
             batch.rows.push(Row { token: *token, position: (seq.start + i) as u32, seq: index as u32 });
@@ -61,6 +65,7 @@ pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::{Copies, Parts};
     use crate::request::{RequestId, SeqId};
     use crate::step::{Reserved, SamplePlan, SeqPlan, StepPlan};
 
@@ -74,10 +79,11 @@ mod tests {
                 params: SampleRow { position: 12, presence: 0.5, ..SampleRow::default() },
                 adjust: vec![Adjust { token: 7, count: SEEN | 1, bias: 0.0 }],
             }),
+            parts: Parts::default(),
         });
         let plan = StepPlan { seqs: seqs.collect(), ..StepPlan::default() };
         let tables = vec![vec![0]; drafts.len()];
-        Drafted { reserved: Reserved { plan, tables, preempted: Vec::new() }, drafts }
+        Drafted { reserved: Reserved { plan, tables, preempted: Vec::new(), copies: Copies::default() }, drafts }
     }
 
     #[test]
@@ -95,7 +101,9 @@ mod tests {
     #[test]
     fn accepts_up_to_the_first_difference() {
         let drafted = drafted(vec![vec![7, 9], vec![], vec![5]]);
-        let said = |tokens: &[u32]| chosen_of(&drafted, &BatchOutput { tokens: tokens.to_vec(), logits: Vec::new() });
+        let said = |tokens: &[u32]| {
+            chosen_of(&drafted, &BatchOutput { tokens: tokens.to_vec(), logits: Vec::new(), ..BatchOutput::default() })
+        };
         assert_eq!(said(&[7, 9, 3, 5, 4]), [Ok(vec![7, 9, 3]), Ok(vec![]), Ok(vec![5, 4])]);
         assert_eq!(said(&[7, 8, 3, 6, 4]), [Ok(vec![7, 8]), Ok(vec![]), Ok(vec![6])]);
         let broken = said(&[ERROR_TOKEN, 8, 3, 6, ERROR_TOKEN]);

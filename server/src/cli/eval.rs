@@ -157,7 +157,7 @@ fn load(args: &EvalArgs) -> Result<Engine> {
     opened.prompter.prepare(&Prompt::user("?"), &params)?;
     let (o, config) = (&mut opened.options, &opened.checkpoint.config);
     let len = o.max_model_len.unwrap_or(ponder::DEFAULT_MODEL_LEN).min(config.context);
-    let whole = (len * args.batch * config.kv_bytes_per_token(o.kv_cache_dtype)) as u64;
+    let whole = (len * args.batch) as u64 * config.kv_bytes(o.kv_cache_dtype).per_token();
     const SMALL: u64 = 1 << 30;
     o.kv_memory = o.kv_memory.or((whole <= SMALL).then_some(whole));
     let mut loading = Loading::new(&args.output);
