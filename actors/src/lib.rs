@@ -16,5 +16,6 @@ pub mod trace;
 pub mod view;
 
 pub use device::{BatchRunner, Loader};
+pub use shells::KeepLengths;
 pub use streamer::Update;
 pub use system::{Generation, Handle, Submission, System, SystemOptions};

@@ -132,6 +132,9 @@ messages! {
         pub request: RequestId,
     } -> ();
 
+    /// To the scheduler: keep what was learnt about lengths; the engine stops.
+    Keep {} -> ();
+
     /// To the scheduler: who is in flight?
     LookAtRequests {
         /// Time since the start of the system.

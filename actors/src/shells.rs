@@ -7,6 +7,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use ponder_engine::DeviceFault;
 use ponder_engine::kv::BlockPool;
+use ponder_engine::reason::Survival;
 use ponder_engine::request::SeqId;
 use ponder_engine::schedule::{Event, Scheduler, SchedulerView};
 use ponder_engine::spec::{Drafters, batch_of, chosen_of};
@@ -32,10 +33,20 @@ macro_rules! answers {
     )* };
 }
 
+/// Takes what was learnt about lengths; called between steps, so it must be quick.
+pub type KeepLengths = Box<dyn FnMut(&Survival) + Send>;
+
+/// Parts of answers that are learnt from between two keepings.
+const KEEP_EVERY: u64 = 128;
+
 /// Holds the requests in flight.
 pub struct SchedulerActor {
     /// The state machine.
     pub scheduler: Scheduler,
+    /// Where what it learns is kept, if anywhere.
+    pub keep_lengths: Option<KeepLengths>,
+    /// What of it is kept.
+    pub kept: u64,
     /// Phase of each answer, for its trace.
     pub phases: HashMap<SeqId, LifePhase>,
     /// Where spans go.
@@ -52,6 +63,7 @@ answers!(SchedulerActor, "scheduler",
     Submit => ponder_engine::Result<()>: submit,
     Cancel => (): cancel,
     WarmUp => (): warm_up,
+    Keep => (): keep,
     Replay => Vec<SeqId>: replay,
     FailAll => Vec<Event>: fail_all,
     EndThinking => (): end_thinking,
@@ -81,6 +93,7 @@ impl SchedulerActor {
     fn apply_step(&mut self, message: ApplyStep) -> Vec<Event> {
         let events = self.scheduler.apply(&message.settled);
         self.tracer.step_done(message.settled.device_time);
+        self.keep_after(KEEP_EVERY);
         let known = message.settled.preempted.iter().filter(|s| self.scheduler.sequence(**s).is_some());
         for seq in known.collect::<Vec<_>>() {
             self.enter(*seq, LifePhase::Queued);
@@ -99,6 +112,16 @@ impl SchedulerActor {
             self.enter(SeqId { request: message.request.id, choice }, LifePhase::Queued);
         }
         Ok(())
+    }
+    fn keep(&mut self, _: Keep) {
+        self.keep_after(1);
+    }
+    fn keep_after(&mut self, news: u64) {
+        let observed = self.scheduler.lengths().observed();
+        if let Some(keep) = self.keep_lengths.as_mut().filter(|_| observed >= self.kept + news) {
+            keep(self.scheduler.lengths().survival());
+            self.kept = observed;
+        }
     }
     fn cancel(&mut self, message: Cancel) {
         self.scheduler.cancel(message.request);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use ponder_engine::kv::{BlockPool, CacheOptions};
-use ponder_engine::reason::Thinking;
+use ponder_engine::reason::{Lengths, Survival, Thinking};
 use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
 use ponder_engine::schedule::{Event, Scheduler, SchedulerOptions, StopText};
 use ponder_engine::spec::{DrafterKind, Drafters};
@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::device::{DeviceThread, Loader};
 use crate::message::*;
 use crate::port::{Port, PortClosed};
-use crate::shells::{DraftModel, KvAllocator, SchedulerActor, TargetModel};
+use crate::shells::{DraftModel, KeepLengths, KvAllocator, SchedulerActor, TargetModel};
 use crate::step::{Star, StepError, Stepped, step};
 use crate::streamer::{Streamer, TokenStop, Update};
 use crate::supervisor::{Supervision, Supervisor, Verdict};
@@ -38,6 +38,10 @@ pub struct SystemOptions {
     pub drafter: DrafterKind,
     /// A step that takes longer is given up and its device replaced.
     pub step_timeout: Duration,
+    /// What is known about lengths.
+    pub lengths: Survival,
+    /// Takes what was learnt about them, now and then and at the end.
+    pub keep_lengths: Option<KeepLengths>,
 }
 
 /// What a caller submits.
@@ -168,7 +172,10 @@ impl System {
                 if sent.is_ok() {
                     let run = Loop { star: handle.star.clone(), streamer: handle.streamer.clone(), handle };
                     let supervisor = run.supervisor();
+                    let scheduler = run.star.scheduler.clone();
                     futures::future::select(Box::pin(run.run(supervisor)), stopped).await;
+                    // It is gone if it panicked; then there is nothing to keep.
+                    let _ = scheduler.call(Keep {}).await;
                 }
                 actix::System::current().stop();
             });
@@ -199,7 +206,9 @@ fn start_actors(options: SystemOptions, device: DeviceThread) -> Handle {
     let tracer = Arc::new(Tracer::default());
     let (blocks, block_size) = (options.scheduler.blocks, options.scheduler.block_size);
     let shell = SchedulerActor {
-        scheduler: Scheduler::new(options.scheduler),
+        scheduler: Scheduler::new(options.scheduler).with_lengths(Lengths::new(options.lengths)),
+        keep_lengths: options.keep_lengths,
+        kept: 0,
         phases: Default::default(),
         tracer: tracer.clone(),
     };

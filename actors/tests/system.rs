@@ -115,17 +115,22 @@ fn drafting(blocks: usize, drafter: DrafterKind, drafts: DraftPolicy, runs: Arc<
         max_step_tokens: 32,
         prefill_chunk: 7,
         max_seqs: 8,
+        max_waiting: 1000,
+        growth_quantile: 0.8,
+        policy: Default::default(),
         max_model_len: 120,
         blocks,
         block_size: BLOCK,
+        block_bytes: 1,
         drafts,
         max_logit_rows: 64,
         max_wait: None,
     };
     let tokenizer = Arc::new(tokenizer());
     let step_timeout = Duration::from_millis(500);
-    System::start(SystemOptions { scheduler, cache: CacheOptions::default(), target, tokenizer, drafter, step_timeout })
-        .unwrap()
+    let (cache, lengths, keep_lengths) = (CacheOptions::default(), Default::default(), None);
+    let options = SystemOptions { scheduler, cache, target, tokenizer, drafter, step_timeout, lengths, keep_lengths };
+    System::start(options).unwrap()
 }
 
 fn submission(prompt: &[u32], max_tokens: usize) -> Submission {

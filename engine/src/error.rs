@@ -31,6 +31,12 @@ pub enum Error {
         /// What is wrong with it, and what would be right.
         message: String,
     },
+    /// The queue is full: not a mistake of the request, and gone after a while.
+    #[error("busy: {waiting} answers wait already; try again later")]
+    Busy {
+        /// Answers that wait.
+        waiting: usize,
+    },
     /// The chat template failed.
     #[error("chat template: {0}")]
     Template(String),

@@ -14,6 +14,7 @@ pub mod program;
 pub mod reason;
 pub mod request;
 pub mod schedule;
+pub mod sim;
 pub mod spec;
 pub mod step;
 pub mod text;

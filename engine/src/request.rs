@@ -60,6 +60,8 @@ pub struct SamplingParams {
     pub cache_salt: Arc<str>,
     /// Tokens of `max_tokens` that thinking leaves to the answer; `None`: 256, or half if that is less.
     pub answer_reserve: Option<usize>,
+    /// Importance, with the scheduling policy `priority`: the smaller number goes first. 0 elsewhere.
+    pub priority: i32,
 }
 
 impl Default for SamplingParams {
@@ -83,6 +85,7 @@ impl Default for SamplingParams {
             reasoning_effort: None,
             cache_salt: Arc::from(""),
             answer_reserve: None,
+            priority: 0,
         }
     }
 }

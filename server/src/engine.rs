@@ -11,7 +11,7 @@ use ponder_engine::kv::CacheOptions;
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
 use ponder_engine::request::SamplingParams;
-use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
+use ponder_engine::schedule::{DraftPolicy, SchedulerOptions, SchedulingPolicy};
 use ponder_engine::spec::DrafterKind;
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
@@ -164,16 +164,18 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         let (config, generation) = (checkpoint.config.clone(), checkpoint.generation.clone());
         let (report, reports) = mpsc::channel();
         let system = SystemOptions {
-            scheduler: scheduler_options(&options, &sizing.runner),
             cache: CacheOptions {
                 prefix_caching: options.prefix_caching,
                 host_blocks: sizing.swap_blocks(options.swap_space),
                 preemption: options.preemption,
             },
+            scheduler: scheduler_options(&options, &sizing),
             target: loader(options.model.clone(), First { checkpoint, report }, sizing.runner, make),
             tokenizer: prompter.tokenizer().clone(),
             drafter: options.drafter,
             step_timeout: step_timeout(info.kind),
+            lengths: Default::default(),
+            keep_lengths: None,
         };
         let started = std::thread::scope(|scope| {
             let starting = scope.spawn(move || System::start(system));
@@ -219,14 +221,19 @@ fn loader<B: Backend>(
     })
 }
 
-fn scheduler_options(options: &EngineOptions, sizes: &RunnerOptions) -> SchedulerOptions {
+fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptions {
+    let sizes = &sizing.runner;
     SchedulerOptions {
         max_step_tokens: options.max_step_tokens,
         prefill_chunk: options.prefill_chunk,
         max_seqs: options.max_num_seqs,
+        max_waiting: usize::MAX,
+        growth_quantile: 0.0,
+        policy: SchedulingPolicy::Fcfs,
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,
         block_size: sizes.kv.block_size,
+        block_bytes: sizing.plan.kv.per_token() * sizes.kv.block_size as u64 + sizing.plan.kv.scales_per_block(),
         drafts: if options.drafter == DrafterKind::None { DraftPolicy::Off } else { options.drafts },
         max_logit_rows: sizes.max_logit_rows,
         max_wait: options.max_wait,

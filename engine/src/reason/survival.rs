@@ -64,9 +64,28 @@ impl Curve {
 
     /// A request of `len` tokens; `ended`: it ended there by itself, else it was cut.
     pub fn observe(&mut self, len: usize, ended: bool) {
-        self.reached.iter_mut().chain(&mut self.ended).for_each(|n| *n *= FADE);
+        self.end(len, ended, 0);
+    }
+
+    /// A request in flight is past `len` tokens, and `passed` of its bins are counted already: counts those since.
+    /// So curves do not take the short ones, which end first, for all.
+    pub fn reach(&mut self, len: usize, passed: &mut usize) -> bool {
         let last = bin_of(len as f64);
-        self.reached[..last].iter_mut().for_each(|n| *n += 1.0);
+        if last <= *passed {
+            return false;
+        }
+        if *passed == 0 {
+            self.reached.iter_mut().chain(&mut self.ended).for_each(|n| *n *= FADE);
+        }
+        self.reached[*passed..last].iter_mut().for_each(|n| *n += 1.0);
+        *passed = last;
+        true
+    }
+
+    /// It is over after `len` tokens; see [`Curve::observe`].
+    pub fn end(&mut self, len: usize, ended: bool, mut passed: usize) {
+        self.reach(len, &mut passed);
+        let last = bin_of(len as f64).max(passed);
         if ended {
             self.reached[last] += 1.0;
             self.ended[last] += 1.0;
@@ -124,6 +143,51 @@ impl Curve {
     }
 }
 
+/// A curve as numbers: survival at the edges of the bins, and the area below it up to them.
+#[derive(Clone, Debug)]
+pub struct Table {
+    survival: Vec<f64>,
+    area: Vec<f64>,
+}
+
+impl Table {
+    fn new(curve: &Curve) -> Self {
+        let (mut survival, mut area) = (vec![1.0], vec![0.0]);
+        for bin in 0..BINS {
+            let (before, below) = (survival[bin], if bin == 0 { 0.0 } else { edge(bin - 1) });
+            survival.push(before * (1.0 - curve.hazard(bin)));
+            area.push(area[bin] + (before + survival[bin + 1]) / 2.0 * (edge(bin) - below));
+        }
+        Self { survival, area }
+    }
+
+    /// Survival at `len`, and the area up to it; straight inside a bin.
+    fn at(&self, len: f64) -> (f64, f64) {
+        let bin = bin_of(len);
+        let below = if bin == 0 { 0.0 } else { edge(bin - 1) };
+        let share = ((len - below) / (edge(bin) - below)).clamp(0.0, 1.0);
+        let survival = self.survival[bin] + share * (self.survival[bin + 1] - self.survival[bin]);
+        (survival, self.area[bin] + (self.survival[bin] + survival) / 2.0 * share * (edge(bin) - below))
+    }
+
+    /// See [`Curve::quantile`].
+    pub fn quantile(&self, so_far: usize, q: f64) -> f64 {
+        let goal = self.at(so_far as f64).0 * (1.0 - q);
+        let bin = self.survival.partition_point(|s| *s > goal).clamp(1, BINS) - 1;
+        let below = if bin == 0 { 0.0 } else { edge(bin - 1) };
+        let drop = (self.survival[bin] - self.survival[bin + 1]).max(1e-300);
+        let share = ((self.survival[bin] - goal) / drop).clamp(0.0, 1.0);
+        (below + share * (edge(bin) - below)).max(so_far as f64)
+    }
+
+    /// See [`Curve::mean_remaining`].
+    pub fn mean_remaining(&self, so_far: usize, cap: usize) -> f64 {
+        let (alive, before) = self.at(so_far as f64);
+        let (_, all) = self.at((cap as f64).min(edge(BINS - 1)));
+        (all - before).max(0.0) / alive.max(1e-12)
+    }
+}
+
 /// What is known of a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
@@ -174,10 +238,19 @@ impl Survival {
 
     /// A finished request's part of `len` tokens; `ended`: by itself, else it was cut (budget, loop, cancel).
     pub fn observe(&mut self, depth: Option<Depth>, part: Part, len: usize, ended: bool) {
-        self.curves[UNKNOWN][part as usize].observe(len, ended);
-        if let Some(depth) = depth {
-            self.curves[depth as usize][part as usize].observe(len, ended);
-        }
+        self.learning(depth, part).for_each(|curve| curve.observe(len, ended));
+    }
+
+    /// The curves that learn from a request of this depth: its own, and that of all.
+    pub(super) fn learning(&mut self, depth: Option<Depth>, part: Part) -> impl Iterator<Item = &mut Curve> {
+        let own = depth.map(|d| d as usize);
+        let those = self.curves.iter_mut().enumerate().filter(move |(i, _)| *i == UNKNOWN || Some(*i) == own);
+        those.map(move |(_, pair)| &mut pair[part as usize])
+    }
+
+    /// All curves as tables, in their order.
+    pub(super) fn tables(&self) -> Vec<[Table; 2]> {
+        self.curves.iter().map(|pair| [Table::new(&pair[0]), Table::new(&pair[1])]).collect()
     }
 
     /// What a request in flight still writes: the rest of its part, and the answer after thinking.

@@ -192,6 +192,20 @@ impl Reasoning {
         if self.phase.phase() == Phase::Thinking { self.room().0 } else { usize::MAX }
     }
 
+    /// Tokens of thinking so far and at most, if it thinks or may be about to.
+    pub fn thinking(&self) -> Option<(usize, usize)> {
+        let counts = self.phase.counts();
+        let thinks = match self.phase.phase() {
+            Phase::Thinking => true,
+            Phase::Answering => {
+                let silent = counts.content + counts.tool_call == 0 && !self.phase.closed();
+                silent && self.budget.any() && self.phase.markers().thinks()
+            }
+            _ => false,
+        };
+        thinks.then(|| (counts.reasoning, counts.reasoning.saturating_add(self.room().0)))
+    }
+
     /// The answer is over: held tokens are decided.
     pub fn finish(&mut self) -> Step {
         self.ended_in = self.phase.phase();

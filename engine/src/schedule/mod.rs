@@ -1,21 +1,30 @@
 //! Who runs in a step: continuous batching with chunked prefill, as a plain state machine.
 //!
 //! A request has no prefill and decode phases here, only a count of cached tokens; every step gives
-//! each running sequence some of what it lacks until the step's token budget ends, the oldest first.
+//! each running sequence some of what it lacks until the step's token budget ends: who decodes first, then prompts,
+//! in the order that the [`policy`] prefers.
 //! Time comes in as `now`; nothing here sleeps, locks or draws random numbers.
 
+mod account;
+pub mod policy;
+pub mod route;
+mod seats;
 mod sequence;
+mod supervision;
 mod view;
 mod warm;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+pub use account::Cost;
+pub use policy::{ReasoningOptions, SchedulingPolicy};
 pub use sequence::{Sequence, StopText};
+pub use supervision::{Supervision, Verdict};
 pub use view::{Lane, SchedulerView, SeqView};
 
 use crate::error::{Error, Result};
-use crate::reason::{Decision, Span, ThinkingReport};
+use crate::reason::{Decision, Lengths, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
 use crate::spec::{DraftLength, LengthOptions, Survival};
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
@@ -27,14 +36,23 @@ pub struct SchedulerOptions {
     pub max_step_tokens: usize,
     /// Most tokens of one prompt in one step.
     pub prefill_chunk: usize,
-    /// Most sequences in flight.
+    /// Most sequences in one step.
     pub max_seqs: usize,
+    /// Most answers that wait; more are refused. One request's answers are taken together or not at all.
+    pub max_waiting: usize,
+    /// An answer starts when the pool will hold it and all in flight, as far as this quantile of their expected
+    /// lengths tells; 0 looks at what is there only.
+    pub growth_quantile: f64,
+    /// Who goes first.
+    pub policy: SchedulingPolicy,
     /// Longest prompt and answer together, in tokens.
     pub max_model_len: usize,
     /// Blocks of the pool, and their size: what can never fit is refused.
     pub blocks: usize,
     /// Tokens per block.
     pub block_size: usize,
+    /// Bytes per block, for accounting.
+    pub block_bytes: u64,
     /// Guesses per sequence and step.
     pub drafts: DraftPolicy,
     /// Most rows of one step whose logits are wanted: one per sequence that chooses, one per guess.
@@ -95,6 +113,8 @@ pub struct Finished {
     pub thinking: Option<ThinkingReport>,
     /// How deep it was to think, and why.
     pub decision: Option<Decision>,
+    /// What it took.
+    pub cost: Cost,
 }
 
 /// The requests in flight.
@@ -115,6 +135,11 @@ pub struct Scheduler {
     warm: warm::WarmUps,
     /// Rows of the step in flight, guesses not counted.
     planned_rows: usize,
+    lengths: Lengths,
+    /// Mean time of a step, decayed: what a token of a running answer takes.
+    step_time: Duration,
+    planned_at: Duration,
+    planned: HashMap<SeqId, usize>,
 }
 
 impl Scheduler {
@@ -137,7 +162,20 @@ impl Scheduler {
             survivals: HashMap::new(),
             warm: Default::default(),
             planned_rows: 0,
+            lengths: Lengths::default(),
+            step_time: Duration::from_millis(20),
+            planned_at: Duration::ZERO,
+            planned: HashMap::new(),
         }
+    }
+
+    /// With what was learnt about lengths before.
+    pub fn with_lengths(self, lengths: Lengths) -> Self {
+        Self { lengths, ..self }
+    }
+    /// What is known about lengths: learnt from every answer that ends.
+    pub fn lengths(&self) -> &Lengths {
+        &self.lengths
     }
 
     /// Takes a request, or says why it can never run. `stop_text` is asked once per answer.
@@ -154,6 +192,12 @@ impl Scheduler {
         if len >= max {
             return Err(Error::invalid("prompt", format!("{len} tokens leave no room for an answer in {max}")));
         }
+        if request.params.priority != 0 && self.options.policy != SchedulingPolicy::Priority {
+            return Err(Error::invalid("priority", "counts with the scheduling policy \"priority\" only"));
+        }
+        if self.waiting.len() + request.params.n as usize > self.options.max_waiting {
+            return Err(Error::Busy { waiting: self.waiting.len() });
+        }
         for choice in 0..request.params.n {
             let seq = Sequence::new(request, choice, max, now, stop_text());
             if !seq.has_room() {
@@ -169,8 +213,10 @@ impl Scheduler {
                 self.forget(request.id);
                 return Err(Error::invalid("prompt", message));
             }
-            self.waiting.push_back(seq.id);
-            self.seqs.insert(seq.id, seq);
+            let id = seq.id;
+            self.seqs.insert(id, seq);
+            self.rank(id);
+            self.wait(id);
         }
         Ok(())
     }
@@ -237,6 +283,11 @@ impl Scheduler {
         if self.is_idle() || only.is_some_and(|id| !self.seqs.contains_key(&id)) {
             return None;
         }
+        self.hold(now.saturating_sub(self.planned_at));
+        self.planned_at = now;
+        for id in self.running.clone() {
+            self.rank(id);
+        }
         match only {
             Some(id) if !self.running.contains(&id) => {
                 self.waiting.retain(|s| *s != id);
@@ -245,15 +296,16 @@ impl Scheduler {
             Some(_) => {}
             None => self.admit(),
         }
+        self.running.sort_by_key(|id| self.seqs[id].rank);
+        let shares = self.shares(only);
         let mut budget = self.options.max_step_tokens;
         let mut plan = StepPlan { id: StepId(self.next_step), ..StepPlan::default() };
         self.next_step += 1;
-        for id in &self.running {
-            let sits_out = only.is_some_and(|only| only != *id);
+        for (id, share) in self.running.iter().zip(shares) {
             let seq = &self.seqs[id];
-            let share = seq.plan(if sits_out { 0 } else { budget.min(self.options.prefill_chunk) });
-            let starts = seq.cached == 0 && !sits_out;
-            if share.tokens.is_empty() && !starts {
+            let starts = seq.cached == 0 && share > 0;
+            let share = seq.plan(share);
+            if share.tokens.is_empty() {
                 plan.idle.push(*id);
                 continue;
             }
@@ -263,6 +315,10 @@ impl Scheduler {
         }
         if only.is_none() {
             self.plan_warm_up(&mut plan);
+        }
+        self.planned = plan.seqs.iter().map(|s| (s.seq, s.tokens.len())).collect();
+        for seq in self.planned.keys() {
+            self.seqs.get_mut(seq).expect("it runs").starts(now);
         }
         plan.released = std::mem::take(&mut self.released);
         plan.released.iter().for_each(|seq| drop(self.survivals.remove(seq)));
@@ -276,7 +332,7 @@ impl Scheduler {
     /// Ends what waited too long and was never computed.
     fn expire(&mut self, now: Duration) {
         let Some(max_wait) = self.options.max_wait else { return };
-        let late = |s: &Sequence| s.hit.is_none() && now.saturating_sub(s.arrived) > max_wait;
+        let late = |s: &Sequence| !s.started && now.saturating_sub(s.arrived) > max_wait;
         let late: Vec<SeqId> = self.waiting.iter().filter(|id| late(&self.seqs[id])).copied().collect();
         late.into_iter().for_each(|id| self.fail(id, QUEUE_TIMEOUT));
     }
@@ -323,41 +379,16 @@ impl Scheduler {
         }
     }
 
-    /// Lets waiting sequences start while there is a seat and their whole known part fits in free blocks.
-    /// Nobody is admitted right after a preemption: the pool is short already.
-    fn admit(&mut self) {
-        let blocks_of = |seq: &Sequence| (seq.tokens.len() + 1).div_ceil(self.options.block_size);
-        // What running prompts still lack is spoken for; blocks that several share count once.
-        let has = |seq: &Sequence| seq.cached.div_ceil(self.options.block_size);
-        let lacks = |seq: &Sequence| blocks_of(seq).saturating_sub(has(seq));
-        let lacking: usize = self.running.iter().map(|id| lacks(&self.seqs[id])).sum();
-        let mut free = match self.running.is_empty() {
-            true => self.options.blocks,
-            false => self.free_blocks.saturating_sub(lacking),
-        };
-        while let Some(id) = self.waiting.front().copied() {
-            let wanted = blocks_of(&self.seqs[&id]);
-            let alone = self.running.is_empty();
-            let seat = self.running.len() < self.options.max_seqs && (alone || !self.preempted_last);
-            if !seat || (wanted > free && !alone) {
-                break;
-            }
-            free = free.saturating_sub(wanted);
-            self.waiting.pop_front();
-            self.running.push(id);
-        }
-    }
-
     /// Takes a step's results; returns what clients are told.
     pub fn apply(&mut self, settled: &Settled) -> Vec<Event> {
         self.free_blocks = settled.free_blocks;
         self.preempted_last = !settled.preempted.is_empty();
         self.observe(settled);
+        self.charge(settled);
         let mut events = self.drain_ended();
         if settled.preempted.iter().any(|id| self.warm.runs(*id)) {
             self.released.extend(self.warm.stop());
         }
-        // The last preempted was the most important of them: it goes back to the front last.
         for id in &settled.preempted {
             self.restart(*id);
         }
@@ -385,6 +416,11 @@ impl Scheduler {
         if chosen.is_empty() {
             return None; // inside the prompt
         }
+        if !chosen.is_empty() {
+            let progress = seq.progress();
+            let (len, passed) = (progress.so_far, &mut seq.passed[progress.part as usize]);
+            self.lengths.reach(progress.depth, progress.part, len, passed);
+        }
         // An event without tokens says that one was chosen but is not decided yet.
         let (tokens, spans) = seq.tell();
         Some(Event { seq: result.seq, tokens, spans, finish: None })
@@ -398,6 +434,7 @@ impl Scheduler {
         let why = seq.close(why);
         let (tokens, spans) = seq.tell();
         let thinking = seq.report();
+        self.learn(&seq, &why, thinking);
         let finished = Finished {
             why,
             prompt_tokens: seq.prompt_len,
@@ -409,6 +446,7 @@ impl Scheduler {
             reasoning_tokens: thinking.map_or(0, |t| t.counts.reasoning),
             thinking,
             decision: seq.decision().cloned(),
+            cost: seq.cost,
         };
         Event { seq: id, tokens, spans, finish: Some(finished) }
     }
@@ -417,7 +455,7 @@ impl Scheduler {
         if let Some(seq) = self.seqs.get_mut(&id) {
             seq.restart();
             self.running.retain(|s| *s != id);
-            self.waiting.push_front(id);
+            self.wait(id);
         }
     }
 
@@ -425,7 +463,7 @@ impl Scheduler {
     pub fn replay(&mut self) {
         for id in std::mem::take(&mut self.running).into_iter().rev() {
             self.seqs.get_mut(&id).expect("running sequences are known").restart();
-            self.waiting.push_front(id);
+            self.wait(id);
         }
         self.warm.stop();
         self.free_blocks = self.options.blocks;

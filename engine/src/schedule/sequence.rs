@@ -8,9 +8,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Cost;
+use super::policy::Rank;
 use crate::kv::Parts;
 use crate::op::{Adjust, SEEN};
-use crate::reason::{Decision, Label, Reasoning, Span, Thinking, ThinkingReport};
+use crate::reason::{Decision, Label, Part, Progress, Reasoning, Span, Thinking, ThinkingReport};
 use crate::request::{Finish, Request, SamplingParams, SeqId};
 use crate::step::{Opening, SamplePlan, SeqPlan};
 
@@ -53,6 +55,13 @@ pub struct Sequence {
     /// Positions of its thinking, as far as decided.
     thought: Option<Range<usize>>,
     tenant: Arc<str>,
+    /// What it took so far.
+    pub cost: Cost,
+    /// Its place among others.
+    pub(super) rank: Rank,
+    pub(super) started: bool,
+    /// What the survival curves know of it: bins of thinking and answer that are counted.
+    pub(super) passed: [usize; 2],
     /// Tokens that were guessed for it, and those of them that were right.
     pub drafted: usize,
     /// See `drafted`.
@@ -100,6 +109,10 @@ impl Sequence {
             computed: 0,
             thought: None,
             tenant: request.params.cache_salt.clone(),
+            cost: Cost::default(),
+            rank: Rank::new(SeqId { request: request.id, choice }, now),
+            started: false,
+            passed: [0; 2],
             drafted: 0,
             accepted: 0,
             params: Arc::new(request.params.clone()),
@@ -153,6 +166,29 @@ impl Sequence {
     /// Most tokens that this answer may still need in the cache.
     pub fn longest(&self) -> usize {
         self.prompt_len + self.max_tokens
+    }
+
+    /// The request's importance: the smaller number goes first.
+    pub fn priority(&self) -> i32 {
+        self.params.priority
+    }
+    /// It runs: the first time ends its wait.
+    pub(super) fn starts(&mut self, now: Duration) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.cost.queue_time = now.saturating_sub(self.arrived);
+        }
+    }
+    /// How far it is, for the survival curves.
+    pub fn progress(&self) -> Progress {
+        let depth = self.decision().and_then(Decision::depth);
+        let room = self.max_tokens.saturating_sub(self.output_len());
+        match self.reasoning.as_ref().and_then(Reasoning::thinking) {
+            Some((so_far, thinking_cap)) => Progress { depth, part: Part::Thinking, so_far, thinking_cap, room },
+            None => {
+                let said = self.report().map_or(self.output_len(), |r| r.counts.content + r.counts.tool_call);
+                Progress { depth, part: Part::Answer, so_far: said, thinking_cap: 0, room }
+            }
+        }
     }
 
     /// Whether an answer may still be written.
