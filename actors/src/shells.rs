@@ -63,6 +63,7 @@ answers!(SchedulerActor, "scheduler",
     Submit => ponder_engine::Result<()>: submit,
     SetDrafts => (): set_drafts,
     Cancel => (): cancel,
+    WarmUp => (): warm_up,
     Keep => (): keep,
     Replay => Vec<SeqId>: replay,
     FailAll => Vec<Event>: fail_all,
@@ -82,7 +83,9 @@ impl SchedulerActor {
     fn plan_step(&mut self, message: PlanStep) -> Option<StepPlan> {
         let plan = self.scheduler.plan(message.now, message.only)?;
         self.tracer.step_members(plan.id.0, plan.seqs.iter().map(|s| s.seq));
-        for seq in &plan.seqs {
+        // What is computed for nobody has no life to be traced.
+        let known = plan.seqs.iter().filter(|s| self.scheduler.sequence(s.seq).is_some());
+        for seq in known.collect::<Vec<_>>() {
             let decoding = seq.start > 0 && seq.tokens.len() == 1 && seq.sample.is_some();
             self.enter(seq.seq, if decoding { LifePhase::Decode } else { LifePhase::Prefill });
         }
@@ -92,7 +95,8 @@ impl SchedulerActor {
         let events = self.scheduler.apply(&message.settled);
         self.tracer.step_done(message.settled.device_time, self.scheduler.speculation());
         self.keep_after(KEEP_EVERY);
-        for seq in &message.settled.preempted {
+        let known = message.settled.preempted.iter().filter(|s| self.scheduler.sequence(**s).is_some());
+        for seq in known.collect::<Vec<_>>() {
             self.enter(*seq, LifePhase::Queued);
         }
         for event in &events {
@@ -125,6 +129,9 @@ impl SchedulerActor {
     }
     fn cancel(&mut self, message: Cancel) {
         self.scheduler.cancel(message.request);
+    }
+    fn warm_up(&mut self, message: WarmUp) {
+        self.scheduler.warm_up(message.tokens, message.tenant);
     }
     fn end_thinking(&mut self, message: EndThinking) {
         self.scheduler.end_thinking(message.request);
@@ -203,9 +210,10 @@ impl Handler<Sent<Verify>> for TargetModel {
         let (Verify { drafted }, span) = sent.open("target", &self.tracer);
         let batch = batch_of(&drafted);
         let step = drafted.reserved.plan.id.0;
-        if batch.rows.is_empty() {
+        if batch.rows.is_empty() && batch.copies.is_empty() {
             // A step that only frees blocks needs no device.
-            let verified = Verified { drafted, chosen: Vec::new(), device_time: Duration::ZERO };
+            let (device_time, copy_time) = (Duration::ZERO, Duration::ZERO);
+            let verified = Verified { drafted, chosen: Vec::new(), device_time, copy_time };
             return Box::pin(std::future::ready(Ok(verified)));
         }
         let result = self.device.as_ref().map(|device| device.run(batch));
@@ -219,7 +227,7 @@ impl Handler<Sent<Verify>> for TargetModel {
             let answered = answered.map_err(|_| fault(DeviceFault::Lost("the device thread ended".into())))?;
             let (output, device_time) = answered.map_err(fault)?;
             let chosen = chosen_of(&drafted, &output);
-            Ok(Verified { drafted, chosen, device_time })
+            Ok(Verified { drafted, chosen, device_time, copy_time: output.copy_time })
         })
     }
 }

@@ -106,7 +106,7 @@ impl Sequence {
     fn view(&self, running: bool, now: Duration) -> SeqView {
         let report = self.report();
         let lane = match (running, report.map(|r| r.ended_in)) {
-            (false, _) if self.recomputed > 0 => Lane::Preempted,
+            (false, _) if self.hit.is_some() => Lane::Preempted,
             (false, _) => Lane::Queued,
             (true, _) if self.pending() > 1 && self.cached < self.prompt_len => Lane::Prefill,
             (true, Some(Phase::Thinking | Phase::Closing)) => Lane::Thinking,
