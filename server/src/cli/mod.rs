@@ -4,6 +4,7 @@ pub mod acceptance;
 pub mod args;
 pub mod bench;
 pub mod chat;
+pub mod config;
 pub mod devices;
 pub mod eval;
 pub mod fit;

@@ -82,6 +82,9 @@ fn deadlines_and_shares() {
         "32768",
         "--max-num-seqs",
         "1",
+        // Any other policy lets a short request go first.
+        "--scheduling-policy",
+        "fcfs",
         "--queue-timeout",
         "0.5",
         "--request-timeout",
