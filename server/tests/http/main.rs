@@ -4,4 +4,7 @@ mod forms;
 mod going_away;
 mod operation;
 mod refusals;
+#[path = "../program/terminal.rs"]
+mod terminal;
+mod top;
 mod wire;

@@ -64,7 +64,10 @@ impl Terminal {
                 let end = self.from + at + text.len();
                 return seen[std::mem::replace(&mut self.from, end)..end].to_string();
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "no {text:?} in {:?}", &seen[self.from..]);
+            if begun.elapsed() > Duration::from_secs(60) {
+                let end: Vec<char> = seen[self.from..].chars().rev().take(2000).collect();
+                panic!("no {text:?} at the end of {:?}", end.iter().rev().collect::<String>());
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
     }

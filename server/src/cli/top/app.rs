@@ -149,7 +149,9 @@ mod tests {
         press(&mut app, KeyCode::Down);
         press(&mut app, KeyCode::Up);
         assert_eq!(app.selected_row(), Some(1));
-        (0..9).for_each(|_| drop(press(&mut app, KeyCode::Down)));
+        for _ in 0..9 {
+            press(&mut app, KeyCode::Down);
+        }
         assert_eq!(app.selected_row(), Some(4), "the last one");
         press(&mut app, KeyCode::Enter);
         assert!(app.details);

@@ -104,7 +104,8 @@ fn pool(frame: &mut Frame, area: Rect, s: &Snapshot, palette: Palette) {
     let cached = s.cached_blocks.map_or(String::new(), |c| format!(", {c} cached"));
     let label = format!(" KV {held}/{total} blocks{cached} {} ", percent(Some(share)));
     let style = palette.fg(if share > 0.9 { Color::Red } else { Color::Blue });
-    frame.render_widget(LineGauge::default().ratio(share.clamp(0.0, 1.0)).label(label).filled_style(style), area);
+    let gauge = LineGauge::default().filled_symbol("█").unfilled_symbol("░").unfilled_style(dim());
+    frame.render_widget(gauge.ratio(share.clamp(0.0, 1.0)).label(label).filled_style(style), area);
 }
 
 /// As many of the newest values as the plot has columns.
