@@ -140,7 +140,7 @@ enum Manner {
     HalfClose(usize),
     /// Pauses after every event, with a small buffer.
     Slow,
-    /// Stops reading for longer than the server bears.
+    /// Stops reading for longer than the server bears, then reads on.
     Stalled,
     /// Sends half a head, or half a body, and waits.
     Silent,
@@ -240,11 +240,9 @@ impl Crowd<'_> {
                 }
                 tally.slow += 1;
             }
-            // The server cuts it off, unless all of the answer fitted into the buffers on the way.
-            Manner::Stalled => {
-                tally.stalled += 1;
-                tally.cut += usize::from(!got.done);
-            }
+            // These answers fit into the kernel's buffers on loopback, so the server rarely has to cut it off
+            // (server/tests/http/going_away.rs makes it); whatever came was checked above.
+            Manner::Stalled => tally.stalled += 1,
             Manner::Close(_) | Manner::HalfClose(_) => tally.left += 1,
             Manner::Silent => {}
         }

@@ -73,7 +73,6 @@ fn main() -> Result<()> {
     let (few, first) = load(&server, &asked, args.few, few_for, args.seed)?;
     let (many, second) = load(&server, &asked, args.clients, args.seconds, args.seed + 1)?;
     let rest = server.rests(Duration::from_secs(30));
-    // Connections that were left open end with the server's patience, not at once.
     let after = settled(&server, &quiet)?;
     let mut broken: Vec<String> = few.broken.iter().chain(&many.broken).cloned().collect();
     broken.extend(rest.err().map(|e| format!("after the load: {e:#}")));
@@ -131,12 +130,14 @@ fn load(server: &Server, asked: &[Asked], clients: usize, seconds: u64, seed: u6
     Ok((tally, vitals))
 }
 
-/// Waits until descriptors are as few as before, for as long as the server's patience with silent clients lasts.
+/// Waits until descriptors and threads are as few as before: connections that were left open end with the server's
+/// patience, and the runtime's threads for blocking work after ten idle seconds.
 fn settled(server: &Server, quiet: &Vital) -> Result<Vital> {
     let begun = Instant::now();
     loop {
         let now = server.vital()?;
-        if now.descriptors <= quiet.descriptors || begun.elapsed() > Duration::from_secs(15) {
+        let as_before = now.descriptors <= quiet.descriptors && now.threads <= quiet.threads;
+        if as_before || begun.elapsed() > Duration::from_secs(30) {
             return Ok(now);
         }
         std::thread::sleep(Duration::from_millis(200));

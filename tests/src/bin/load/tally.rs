@@ -13,10 +13,8 @@ pub struct Tally {
     pub slow: usize,
     /// Clients that left in the middle, by closing, resetting or half-closing.
     pub left: usize,
-    /// Clients that stopped reading.
+    /// Clients that stopped reading for a while.
     pub stalled: usize,
-    /// Those of them that were cut off.
-    pub cut: usize,
     /// Clients that never finished their request.
     pub silent: usize,
     /// Refusals by status.
@@ -38,7 +36,6 @@ impl Tally {
         self.slow += other.slow;
         self.left += other.left;
         self.stalled += other.stalled;
-        self.cut += other.cut;
         self.silent += other.silent;
         self.tokens += other.tokens;
         for (status, n) in other.refused {
@@ -73,7 +70,6 @@ pub fn table(loads: &[(&str, usize, u64, &Tally)]) -> String {
     line("answers, read slowly", each(&|t| t.slow.to_string()));
     line("left in the middle", each(&|t| t.left.to_string()));
     line("stopped reading", each(&|t| t.stalled.to_string()));
-    line("  and were cut off", each(&|t| t.cut.to_string()));
     line("never finished asking", each(&|t| t.silent.to_string()));
     line("refused with 429", each(&|t| t.refused.get(&429).unwrap_or(&0).to_string()));
     line("refused with 503", each(&|t| t.refused.get(&503).unwrap_or(&0).to_string()));
