@@ -14,11 +14,13 @@ pub struct Look {
     pub colour: bool,
     /// Columns.
     pub width: usize,
+    /// Ctrl-C is heard, and may be offered.
+    pub keys: bool,
 }
 
 impl Look {
     /// A file or a pipe: no control codes at all.
-    pub const PLAIN: Look = Look { live: false, colour: false, width: 80 };
+    pub const PLAIN: Look = Look { live: false, colour: false, width: 80, keys: false };
 }
 
 /// How a reply ended.
@@ -167,7 +169,8 @@ impl Fold {
         }
         let line = match self.state {
             State::Thinking if self.hurried => format!("answering now · {}", self.counted()),
-            State::Thinking => format!("thinking · {} · Ctrl-C: answer now", self.counted()),
+            State::Thinking if self.look.keys => format!("thinking · {} · Ctrl-C: answer now", self.counted()),
+            State::Thinking => format!("thinking · {}", self.counted()),
             _ => format!("waiting · {:.1} s", self.at.as_secs_f64()),
         };
         let erased = self.erase();
@@ -200,7 +203,7 @@ pub fn harmless(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const SCREEN: Look = Look { live: true, colour: true, width: 80 };
+    const SCREEN: Look = Look { live: true, colour: true, width: 80, keys: true };
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     /// What a terminal shows after these bytes: lines, the last one where the cursor is.
@@ -290,6 +293,12 @@ mod tests {
         let mut open = Fold::new(SCREEN, true, None);
         let all = open.thinking("Hm", 1, MS(100)) + &open.end(End::CutOff(1));
         assert_eq!(seen(&all), "Hm\n\n[cut off after 1 tokens, while it still thought]\n");
+    }
+
+    #[test]
+    fn keys_that_nobody_hears_are_not_offered() {
+        let mut fold = Fold::new(Look { keys: false, ..SCREEN }, false, None);
+        assert_eq!(seen(&fold.thinking("a", 2, MS(100))), "thinking · 2 tokens · 0.1 s");
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Chat {
     /// One question and its answer.
     fn turn(&mut self, messages: Vec<Message>, params: SamplingParams) -> Result<()> {
         let choices = self.engine.generate_choices(Prompt::chat(messages), params)?;
-        let mut screen = Screen::new(!self.json, self.show_thinking);
+        let mut screen = Screen::new(!self.json, self.show_thinking, self.interactive);
         let follow = follow(&self.engine, choices, &mut screen, self.interactive);
         let reply = self.runtime.block_on(follow);
         let finish = reply.completion.as_ref().map(|c| &c.finish);
@@ -197,8 +197,8 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(show: bool, open: bool) -> Self {
-        let look = if std::io::stdout().is_terminal() { terminal() } else { Look::PLAIN };
+    fn new(show: bool, open: bool, keys: bool) -> Self {
+        let look = if std::io::stdout().is_terminal() { terminal(keys) } else { Look::PLAIN };
         Self { show, fold: Fold::new(look, open, None), begun: Instant::now() }
     }
 
@@ -212,13 +212,13 @@ impl Screen {
 }
 
 /// What the terminal can do: <https://no-color.org> takes colour away, `TERM=dumb` everything.
-fn terminal() -> Look {
+fn terminal(keys: bool) -> Look {
     let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
     let live = std::env::var_os("TERM").is_none_or(|t| t != "dumb");
     // A terminal that does not know its size says 0.
     let width = ratatui::crossterm::terminal::size().map_or(0, |(columns, _)| usize::from(columns));
     let width = if width == 0 { 80 } else { width };
-    Look { live, colour: live && !set("NO_COLOR"), width }
+    Look { live, colour: live && !set("NO_COLOR"), width, keys }
 }
 
 /// Shows an answer while it comes, until its end or until it is stopped.

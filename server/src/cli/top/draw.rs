@@ -126,7 +126,7 @@ fn latencies<'a>(s: &Snapshot) -> Table<'a> {
     };
     let widths = [Constraint::Length(13), Constraint::Length(8), Constraint::Length(8), Constraint::Length(8)];
     let header = Row::new(["", "     p50", "     p90", "     p99"]).style(dim());
-    Table::new(LATENCIES.map(row), widths).header(header).block(Block::bordered().title(" latency "))
+    Table::new(LATENCIES.map(row), widths).header(header).block(Block::bordered().title(" latency since the start "))
 }
 
 fn sequences(frame: &mut Frame, area: Rect, app: &App, s: &Snapshot, palette: Palette) {

@@ -132,7 +132,7 @@ pub struct Actor {
 impl Snapshot {
     /// Of what `/debug/engine` and `/metrics` said.
     pub fn read(engine: &Value, metrics: &str) -> Self {
-        let model = engine["model"].as_str().map(String::from);
+        let model = engine["model"].as_str().map(plain);
         let kv = &engine["kv"];
         let total = kv["total"].as_u64();
         let list = |name: &str| engine[name].as_array().cloned().unwrap_or_default();
