@@ -61,7 +61,13 @@ impl Server {
         let mut line = String::new();
         let mut out = BufReader::new(out);
         out.read_line(&mut line)?;
-        let told: Value = serde_json::from_str(&line).context("the server does not start")?;
+        let Ok(told) = serde_json::from_str::<Value>(&line) else {
+            // Its last words come right after.
+            let _ = child.wait();
+            std::thread::sleep(Duration::from_millis(100));
+            let log = log.lock().unwrap_or_else(|p| p.into_inner());
+            bail!("the server does not start: {}", log.trim_end());
+        };
         let address = told["address"].as_str().context("an address")?.parse()?;
         std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
         Ok(Self { child, address, log, begun: Instant::now() })
