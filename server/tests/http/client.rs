@@ -86,7 +86,8 @@ impl Server {
         Self::over(model, &[&["--config", &file], flags].concat())
     }
 
-    fn over(model: TinyModel, flags: &[&str]) -> Self {
+    /// A server over a model that a test has changed.
+    pub fn over(model: TinyModel, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ponder"));
         for (name, _) in std::env::vars().filter(|(n, _)| n.starts_with("PONDER_")) {
             command.env_remove(name);

@@ -5,4 +5,7 @@ mod forms;
 mod going_away;
 mod operation;
 mod refusals;
+#[path = "../program/terminal.rs"]
+mod terminal;
+mod top;
 mod wire;

@@ -148,7 +148,9 @@ fn bench_perplexity_inspect_and_devices_print_what_scripts_need() {
 
 #[test]
 fn help_teaches() {
-    for command in ["run", "chat", "eval", "fit", "serve", "bench", "simulate", "devices", "inspect", "perplexity"] {
+    for command in
+        ["run", "chat", "eval", "fit", "serve", "top", "bench", "simulate", "devices", "inspect", "perplexity"]
+    {
         let ran = ponder(&[command, "--help"]);
         assert_eq!(ran.code, Some(0));
         assert!(ran.stdout.contains("Examples:\n  "), "{command}: {}", ran.stdout);
