@@ -10,6 +10,7 @@ use ponder_engine::request::SeqId;
 use ponder_engine::schedule::{Lane, SchedulerView, SeqView};
 use serde::Serialize;
 
+use crate::life::Totals;
 use crate::trace::{ActorView, Tracer};
 
 /// The block pool.
@@ -59,6 +60,8 @@ pub struct EngineView {
     pub device_us: u64,
     /// Most sequences that run at once.
     pub seats: usize,
+    /// Tokens and ends of all answers so far.
+    pub totals: Totals,
     /// Those that run, then those that wait; the most important first.
     pub lanes: Vec<LaneView>,
     /// The block pool.
@@ -68,7 +71,7 @@ pub struct EngineView {
 }
 
 impl EngineView {
-    pub(crate) fn new(now: Duration, requests: SchedulerView, kv: BlockView, tracer: &Tracer) -> Self {
+    pub(crate) fn new(now: Duration, requests: SchedulerView, totals: Totals, kv: BlockView, tracer: &Tracer) -> Self {
         let lane = |seq: SeqView| {
             let id = SeqId { request: ponder_engine::request::RequestId(seq.request), choice: seq.choice };
             LaneView { blocks: kv.tables.get(&id).cloned().unwrap_or_default(), seq }
@@ -78,6 +81,7 @@ impl EngineView {
             step: requests.step,
             device_us: tracer.totals().device_time.as_micros() as u64,
             seats: requests.seats,
+            totals,
             lanes: requests.running.into_iter().chain(requests.waiting).map(lane).collect(),
             actors: tracer.actors(),
             kv,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::client::{Server, chat, read_chunk, read_head, read_reply};
 
-const ROUTES: [(&str, &str); 9] = [
+const ROUTES: [(&str, &str); 12] = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions/control"),
@@ -15,6 +15,9 @@ const ROUTES: [(&str, &str); 9] = [
     ("POST", "/tokenize"),
     ("GET", "/metrics"),
     ("GET", "/debug/engine"),
+    ("GET", "/debug/live"),
+    ("GET", "/debug/life?request=1"),
+    ("GET", "/console/nothing.js"),
     ("GET", "/openapi.json"),
     ("GET", "/nothing"),
 ];
