@@ -2,7 +2,7 @@
 
 import { events, post } from "./api.js";
 import { $, h, say } from "./dom.js";
-import { count, plural } from "./text.js";
+import { count } from "./text.js";
 import { Turn } from "./turn.js";
 
 // Positions of the slider; the last one sends no budget.
@@ -11,7 +11,7 @@ const EXAMPLES = ["What is 15% of 80?", "A train leaves at 14:35 and takes 2 h 5
 
 const messages = [];
 let running = null;
-let hooks = { model: () => "", life: () => {} };
+let hooks = { model: () => "", life: () => {}, look: async () => [] };
 
 const budget = () => BUDGETS[Number($("budget").value)];
 
@@ -76,7 +76,11 @@ async function send(event) {
   try {
     for await (const chunk of events("POST", "/v1/chat/completions", body(), mine.abort.signal, true)) {
       if (chunk.error) throw Object.assign(new Error(chunk.error.message), { status: "", code: chunk.error.code });
-      mine.id ??= chunk.id;
+      if (mine.id == null) {
+        mine.id = chunk.id;
+        // A short answer may be over before the next view.
+        hooks.look().then(all => lanes(all), () => {});
+      }
       usage = chunk.usage ?? usage;
       const [choice] = chunk.choices;
       if (!choice) continue;
@@ -130,7 +134,6 @@ export function lanes(all) {
   if (!lane) return;
   running.request = lane.request;
   if (running.turn.isThinking && lane.counts.reasoning > 0) running.turn.counts(lane.counts.reasoning, true);
-  if (running.turn.isThinking) say($("running"), `thinking, ${plural(lane.counts.reasoning, "token")}`);
 }
 
 export function start(with_) {

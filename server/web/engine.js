@@ -5,7 +5,7 @@ import { $, h, say } from "./dom.js";
 import { count, ms, percent, PHASES, plural, rate, word } from "./text.js";
 import { Actors } from "./actors.js";
 import { Blocks } from "./blocks.js";
-import { LaneRows, LIVE_WINDOW, LiveLanes, swatch } from "./lanes.js";
+import { LaneRows, LiveLanes, swatch } from "./lanes.js";
 import { open as openLife } from "./life.js";
 import { Plots } from "./plots.js";
 import { History } from "./rates.js";
@@ -35,6 +35,8 @@ export async function life(request, choice = 0) {
   const title = `Request ${request}${choice ? `, answer ${choice + 1}` : ""}`;
   return { ...life, title };
 }
+// The lanes now.
+export const look = async () => (await get(`/debug/live?${query()}&once=true`)).lanes;
 export const showLife = (request, choice) => openLife(() => life(request, choice));
 
 function openLane(lane) {
@@ -46,7 +48,7 @@ function openLane(lane) {
   ].filter(Boolean).join(" ");
   // A recorded end has the counts of each stretch, for the whole life even where the recording began later.
   const stretches = Array.isArray(lane.recorded) ? lane.recorded : lane.stretches;
-  return openLife(async () => ({ title: lane.label, stretches, decision: lane.decision, ended: lane.ended, spans, absent }));
+  return openLife(async () => ({ title: `Request ${lane.label}`, stretches, decision: lane.decision, ended: lane.ended, spans, absent }));
 }
 
 function drawLive(view, now) {
@@ -56,13 +58,13 @@ function drawLive(view, now) {
   const running = view.lanes.filter(l => l.lane !== "queued" && l.lane !== "preempted").length;
   vital("Thinking", rate(now?.thinking ?? 0), "tokens/s");
   vital("Answer", rate(now?.answer ?? 0), "tokens/s");
-  vital("Step", ms(now?.perStep), now?.perStep > 0 ? `${rate(now.steps / now.seconds)}/s` : "");
+  vital("Step", ms(now?.perStep), now?.perStep > 0 ? `${rate(now.steps / now.seconds)} a second` : "idle");
   vital("Running", count(running), `of ${view.seats}${view.lanes_total > running ? `, ${view.lanes_total - running} wait` : ""}`);
-  vital("KV held", percent((view.kv.total - view.kv.free) / Math.max(1, view.kv.total)));
-  vital("Guesses right", percent(now?.right), now?.length > 0 ? `of ${rate(now.length)} a step` : "");
+  vital("KV held", percent((view.kv.total - view.kv.free) / Math.max(1, view.kv.total)), `of ${count(view.kv.total)} blocks`);
+  vital("Guesses right", percent(now?.right), now?.length > 0 ? `of ${rate(now.length)} a step` : "none");
   if (now) actors.draw(now.actors, now.steps / now.seconds);
   blocks.draw(view.kv);
-  rows.draw(lanes.list(), view.now_ms - LIVE_WINDOW, view.now_ms, "Nothing runs.", true);
+  rows.draw(lanes.list(), view.now_ms - lanes.window, view.now_ms, "Nothing runs.", true);
   plots.draw(history, view.now_ms / 1000);
   say($("source"), `${view.model}, step ${count(view.step)}${view.draining ? ", shutting down" : ""}`);
 }
@@ -168,7 +170,7 @@ export function start(with_) {
   lanes = new LiveLanes(life);
   vitals = Object.fromEntries(VITALS.map(name => [name, h("dd", null, "–")]));
   $("vitals").append(...VITALS.map(name => h("div", null, h("dt", null, name), vitals[name])));
-  $("legend").append(...PHASES.map(phase => h("li", null, swatch(phase), word(phase))), h("li", { class: "quiet" }, "figures: thinking / budget + answer tokens · guesses right"));
+  $("legend").append(...PHASES.map(phase => h("li", null, swatch(phase), word(phase))), h("li", { class: "figures" }, "thinking/budget + answer · guesses right"));
   $("live").addEventListener("click", backToLive);
   $("record").addEventListener("click", record);
   $("file").addEventListener("change", event => {

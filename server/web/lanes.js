@@ -5,7 +5,10 @@ import { h, s, say } from "./dom.js";
 import { count, ms, percent, word } from "./text.js";
 
 const SHOWN = 24;
-const WINDOW = 30000;
+// Lanes that ended and are still shown; the span of time, in milliseconds, that is drawn: the shortest of these that
+// holds the oldest answer in flight.
+const ENDED = 6;
+const WINDOWS = [5000, 15000, 30000, 60000, 120000, 300000];
 
 export const swatch = phase => h("span", { class: `swatch ${phase}`, "aria-hidden": "true" });
 
@@ -26,7 +29,9 @@ export const stripSvg = () => s("svg", { viewBox: "0 0 1000 20", preserveAspectR
 // What is known of the answers in flight and of those that just ended.
 export class LiveLanes {
   lanes = new Map();
+  wanted = [];
   asking = 0;
+  window = WINDOWS[0];
 
   // `life(request, choice)` asks the server.
   constructor(life) {
@@ -36,6 +41,8 @@ export class LiveLanes {
     this.lanes.clear();
   }
   push(view) {
+    const oldest = Math.max(0, ...view.lanes.map(seq => seq.age_ms));
+    this.window = WINDOWS.find(window => oldest < 0.9 * window) ?? WINDOWS.at(-1);
     const seen = new Set();
     for (const seq of view.lanes) {
       const key = `${seq.request}.${seq.choice}`;
@@ -58,24 +65,30 @@ export class LiveLanes {
         lane.stretches.at(-1).until_ms ??= view.now_ms;
         this.refine(lane);
       }
-      if (lane.over && lane.stretches.at(-1).until_ms < view.now_ms - WINDOW) this.lanes.delete(key);
+      if (lane.over && lane.stretches.at(-1).until_ms < view.now_ms - this.window) this.lanes.delete(key);
     }
   }
+  // A few questions at a time, the latest lane first; where there are too many, what the views told stands.
   async refine(lane) {
-    if (this.asking >= 4) return;
+    this.wanted.push(lane);
+    if (this.wanted.length > 32) this.wanted.shift();
+    if (this.asking >= 3) return;
     this.asking += 1;
-    try {
-      const life = await this.life(lane.request, lane.choice);
-      if (life.stretches.length > 0 && (life.ended != null || !lane.over)) lane.stretches = life.stretches;
-      lane.ended = life.ended;
-    } catch {
-      // It ended long ago; what the views told stands.
-    } finally {
-      this.asking -= 1;
+    for (let next; (next = this.wanted.pop());) {
+      try {
+        const life = await this.life(next.request, next.choice);
+        if (life.stretches.length > 0 && (life.ended != null || !next.over)) next.stretches = life.stretches;
+        next.ended = life.ended;
+      } catch {
+        // It is among the last that ended no more.
+      }
     }
+    this.asking -= 1;
   }
   list() {
-    return [...this.lanes.values()].sort((a, b) => (a.over ? 1 : 0) - (b.over ? 1 : 0) || (a.over ? b.request - a.request : 0));
+    const all = [...this.lanes.values()];
+    const ended = all.filter(lane => lane.over).sort((a, b) => b.stretches.at(-1).until_ms - a.stretches.at(-1).until_ms);
+    return [...all.filter(lane => !lane.over), ...ended.slice(0, ENDED)];
   }
 }
 
@@ -124,11 +137,13 @@ export class LaneRows {
         this.rows.delete(key);
       }
     }
-    // Only what moved is moved, so that the focus stays.
+    // Only what moved is moved, and the focus stays where it was.
+    const focus = document.activeElement;
     shown.forEach((lane, i) => {
       const { button } = this.rows.get(lane.key);
       if (this.list.children[i] !== button) this.list.insertBefore(button, this.list.children[i] ?? null);
     });
+    if (focus !== document.activeElement && focus.isConnected && this.list.contains(focus)) focus.focus({ preventScroll: true });
     this.axis.hidden = shown.length === 0;
     say(this.from, live ? `${Math.round((from - to) / 1000)} s` : "0");
     say(this.to, live ? "now" : ms(to - from));
@@ -142,12 +157,10 @@ export class LaneRows {
     let row = this.rows.get(lane.key);
     if (row) return row;
     row = { svg: stripSvg(), mark: swatch(""), doing: h("span"), figures: h("span", { class: "figures" }), lane };
-    const who = lane.label ?? `request ${lane.request}${lane.choice ? `, answer ${lane.choice + 1}` : ""}`;
+    const who = lane.label ?? `#${lane.request}${lane.choice ? `, answer ${lane.choice + 1}` : ""}`;
     row.button = h("button", { type: "button", class: "lane", title: "Its life", onclick: () => this.open(row.lane) },
       h("span", { class: "who" }, who), h("span", { class: "doing" }, row.mark, row.doing), h("span", { class: "line" }, row.svg), row.figures);
     this.rows.set(lane.key, row);
     return row;
   }
 }
-
-export const LIVE_WINDOW = WINDOW;

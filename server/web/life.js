@@ -9,7 +9,7 @@ const CLOSED = {
   loop: "it went round in a circle", end_token: "the model ended its turn", tool_call: "a tool call began", asked: "the client asked for the answer",
 };
 
-const table = (caption, head, rows) => h("div", { class: "wide" }, h("table", null,
+const table = (caption, head, rows) => h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": caption }, h("table", null,
   h("caption", { class: "hidden" }, caption),
   h("thead", null, h("tr", null, head.map(text => h("th", { scope: "col" }, text)))),
   h("tbody", null, rows.map(cells => h("tr", null, cells.map(cell => h("td", null, cell)))))));
@@ -36,7 +36,7 @@ function decisionFacts(decision) {
     ["Effort", decision.effort],
     ["Thinks", decision.think ? "yes" : "no"],
     ["Budget", decision.budget == null ? "none" : `${count(decision.budget)} tokens`],
-    ["May grow to", decision.extension ? `${count(decision.extension.to ?? decision.extension.budget)} tokens` : null],
+    ["May grow to", decision.extension ? (decision.extension.to == null ? "any length" : `${count(decision.extension.to)} tokens`) : null],
     ["Told the model", decision.hint],
     ["Depth", p ? `${p.depth} (${["trivial", "easy", "middle", "hard"].map((d, i) => `${d} ${percent(p.probabilities[i])}`).join(", ")})` : null],
     ["Because", decision.reasons?.join("; ")],
@@ -84,7 +84,7 @@ function show({ title, stretches, decision, ended, now, spans, absent }) {
   else if (now) body.push(part("Now", nowFacts(now)));
   if (spans?.length > 0) {
     const rows = spans.map(x => [x.name, count(x.count), ms(x.busy / x.count), ms(x.queue / x.count)]);
-    body.push(part("Messages of its steps", table("Messages of its steps", ["Message", "Times", "Took", "Queued"], rows)));
+    body.push(part("Messages of its steps, as far as recorded", table("Messages of its steps", ["Message", "Times", "Took", "Queued"], rows)));
   }
   if (absent) body.push(h("p", { class: "quiet" }, absent));
   $("life-body").replaceChildren(...body);

@@ -80,7 +80,7 @@ function start() {
   });
   life.start();
   engine.start({ model, link, lanes: chat.lanes });
-  chat.start({ model, life: engine.showLife });
+  chat.start({ model, life: engine.showLife, look: engine.look });
   $("model").addEventListener("change", () => {
     about();
     engine.restart();

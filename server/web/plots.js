@@ -40,12 +40,12 @@ export class Plots {
       const axis = { stroke: ink, font: "11px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: line, width: 1 } };
       const scales = { x: { time: false, range: [-120, 0] }, y: { range: (u, low, high) => [0, Math.max(plot.unit ? 1 : 4, (high ?? 0) * 1.1)] } };
       const axes = [
-        { ...axis, grid: { show: false }, size: 20, gap: 2, splits: [-120, -60, 0], values: (u, at) => at.map(v => (v === 0 ? "now" : `${v} s`)) },
+        { ...axis, grid: { show: false }, size: 20, gap: 2, splits: [-90, -60, -30, 0], values: (u, at) => at.map(v => (v === 0 ? "now" : `${v} s`)) },
         { ...axis, size: 40, gap: 4, space: 26, values: (u, at) => at.map(v => (v >= 10000 ? `${v / 1000}k` : String(v))) },
       ];
       if (plot.share) {
         scales.share = { range: [0, 1] };
-        axes.push({ ...axis, grid: { show: false }, scale: "share", side: 1, size: 38, gap: 4, space: 40, values: (u, at) => at.map(v => percent(v)) });
+        axes.push({ ...axis, grid: { show: false }, scale: "share", side: 1, splits: [0.5, 1], size: 38, gap: 4, space: 40, values: (u, at) => at.map(v => percent(v)) });
       }
       drawn.chart = new uPlot({
         width: Math.max(120, place.clientWidth), height: HEIGHT, padding: [8, plot.share ? 0 : 12, 0, 0], legend: { show: false },

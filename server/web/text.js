@@ -19,8 +19,8 @@ export function rate(n) {
 
 export function ms(n) {
   if (!Number.isFinite(n)) return "–";
-  if (n < 0.1) return `${Math.round(n * 1000)} µs`;
-  if (n < 10) return `${n.toFixed(2)} ms`;
+  if (n > 0 && n < 0.1) return `${Math.round(n * 1000)} µs`;
+  if (n < 10) return `${Number(n.toFixed(2))} ms`;
   if (n < 1000) return `${Math.round(n)} ms`;
   return n < 60000 ? `${(n / 1000).toFixed(1)} s` : `${Math.floor(n / 60000)} min ${Math.round((n % 60000) / 1000)} s`;
 }

@@ -32,10 +32,16 @@ export function read(text) {
   };
 }
 
+// A short name of an answer's track; another version's or another program's stays as it is.
+function label(track) {
+  const parts = /^request (\d+) answer (\d+)$/.exec(track);
+  return parts == null ? track.slice(0, 60) : `#${parts[1]}${parts[2] === "0" ? "" : `, answer ${Number(parts[2]) + 1}`}`;
+}
+
 function lanes(events, at) {
   const tracks = new Map();
   for (const e of events) {
-    if (!tracks.has(e.tid)) tracks.set(e.tid, { key: e.tid, label: e.tid.slice(0, 60).replace(/ answer 0$/, ""), stretches: [], figures: "" });
+    if (!tracks.has(e.tid)) tracks.set(e.tid, { key: e.tid, label: label(e.tid), stretches: [], figures: "" });
     const lane = tracks.get(e.tid);
     if (e.ph === "i" && e.name === "done") {
       Object.assign(lane, { ended: e.args?.ended ?? null, decision: e.args?.decision ?? null, recorded: e.args?.stretches });

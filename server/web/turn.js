@@ -38,14 +38,14 @@ export class Turn {
     this.thinking += text;
     this.tokens += 1;
     const follows = this.thought.scrollHeight - this.thought.scrollTop - this.thought.clientHeight < 24;
-    this.thought.append(text);
+    this.thought.append(this.thought.firstChild ? text : text.trimStart());
     if (follows) this.thought.scrollTop = this.thought.scrollHeight;
     this.counts(this.tokens);
   }
   say(text) {
     if (this.answer === "" && this.thinking) this.fold();
     this.answer += text;
-    this.said.append(text);
+    this.said.append(this.said.firstChild ? text : text.trimStart());
   }
 
   // The engine's own count where the page knows it; until then pieces of text, which are a token or so each.
@@ -56,8 +56,9 @@ export class Turn {
     this.tokens = Math.max(this.tokens, tokens);
     if (this.panel.classList.contains("live")) this.seconds = (performance.now() - this.begun) / 1000;
     say(this.counter, `${about}${count(this.tokens)}${cap} ${this.tokens === 1 ? "token" : "tokens"} · ${this.seconds.toFixed(1)} s`);
-    this.meter.hidden = !(this.budget > 0);
-    if (this.budget > 0) this.bar.setAttribute("width", Math.min(100, (100 * this.tokens) / this.budget));
+    const capped = this.budget > 0 && Number.isFinite(this.budget);
+    this.meter.hidden = !capped;
+    if (capped) this.bar.setAttribute("width", Math.min(100, (100 * this.tokens) / this.budget));
   }
 
   fold() {

@@ -86,7 +86,7 @@ def post(path, body):
 
 
 class Load:
-    """Other clients, so that there is something to see. They stop at the end of their answers."""
+    """Other clients, so that there is something to see: long answers at a temperature at which guesses go wrong."""
 
     ASKED = ["What is 23 * 17?", "Is 91 a prime number?", HARD, "What is 15% of 80?", "Sum the numbers from 1 to 20."]
 
@@ -99,10 +99,11 @@ class Load:
     def client(self, i):
         n = i
         while self.on:
-            effort = ["low", "high", "auto", "medium"][n % 4]
-            body = {"model": "ponder-bundled", "messages": [{"role": "user", "content": self.ASKED[n % 5]}]}
+            body = {"model": "ponder-bundled", "messages": [{"role": "user", "content": self.ASKED[n % 5]}], "seed": n,
+                    "temperature": 1.3, "ignore_eos": True, "max_completion_tokens": [400, 900, 650, 1200][n % 4],
+                    "reasoning_effort": ["high", "auto", "max"][n % 3], "thinking_token_budget": [900, 256, 512][n % 3]}
             try:
-                post("/v1/chat/completions", {**body, "reasoning_effort": effort, "max_completion_tokens": 300, "seed": n})
+                post("/v1/chat/completions", body)
             except urllib.error.URLError as error:
                 print("a client of the load:", error)
             n += 7
@@ -268,14 +269,19 @@ def pictures(browser):
             tab.answered(tab.ask("What is 15% of 80?"))
             tab.budget(256)
             page.select_option("#effort", "high")
+            page.locator(".more summary").click()
+            page.fill("#temperature", "1")
+            page.fill("#seed", "7")
+            page.locator(".more summary").click()
             article = tab.ask(HARD)
-            page.wait_for_function("document.querySelectorAll('article')[1].querySelector('.thought').textContent.length > 160")
+            expect(article.locator(".thought")).to_have_text(re.compile(r"[\s\S]{70}"))
             tab.picture(f"console-chat-{scheme}")
             tab.axe(f"chat, {scheme}")
             tab.fits("chat")
             tab.answered(article)
             page.locator("#show-chat").click()
-            page.wait_for_timeout(12_000)
+            page.set_viewport_size({"width": 1280, "height": 1120})
+            page.wait_for_timeout(25_000)
             tab.picture(f"console-engine-{scheme}")
             tab.axe(f"engine, {scheme}")
             tab.fits("engine")

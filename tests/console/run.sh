@@ -33,7 +33,7 @@ fi
 
 scratch=$(mktemp -d)
 "$program" serve --backend cpu --threads 1 --port 0 --json --served-model-name ponder-bundled --api-key test-key \
-    --max-num-seqs 6 --max-model-len 2048 --draft-model suffix >"$scratch/address" 2>"$scratch/log" &
+    --max-num-seqs 6 --max-model-len 2048 --kv-memory 6291456 --draft-model suffix >"$scratch/address" 2>"$scratch/log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; rm -rf "$scratch"' EXIT
 for _ in $(seq 300); do

@@ -125,6 +125,8 @@ impl Sequence {
 
     fn view(&self, running: bool, now: Duration) -> SeqView {
         let (report, lane) = (self.report(), self.lane(running));
+        // A cap that was raised is the one that counts.
+        let raised = self.decision().and_then(|d| d.extension).filter(|_| report.is_some_and(|r| r.extended));
         let plain = Counts { content: self.output_len(), ..Counts::default() };
         SeqView {
             request: self.id.request.0,
@@ -135,7 +137,7 @@ impl Sequence {
             max_tokens: self.max_tokens(),
             cached_tokens: self.cached,
             counts: report.map_or(plain, |r| r.counts),
-            thinking_budget: self.thinking_budget(),
+            thinking_budget: raised.map_or_else(|| self.thinking_budget(), |e| e.to),
             recomputed_tokens: self.recomputed,
             drafted_tokens: self.drafted,
             accepted_tokens: self.accepted,

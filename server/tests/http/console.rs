@@ -67,7 +67,9 @@ fn files_have_types_and_a_policy_and_load_nothing_from_elsewhere() {
             assert!(!text.contains(outside), "{path} has {outside}");
         }
         if !path.contains("/vendor/") {
-            for unsafe_way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"] {
+            for unsafe_way in
+                ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"]
+            {
                 assert!(!text.contains(unsafe_way), "{path} has {unsafe_way}");
             }
         }
@@ -121,7 +123,8 @@ fn the_engine_live_and_a_life() {
     let request = lane["request"].as_u64().unwrap();
     let life = server.get(&format!("/debug/life?request={request}&choice=1")).good();
     assert_eq!((&life["id"], &life["ended"]), (&lane["id"], &Value::Null));
-    let phases: Vec<&str> = life["stretches"].as_array().unwrap().iter().map(|s| s["phase"].as_str().unwrap()).collect();
+    let phases: Vec<&str> =
+        life["stretches"].as_array().unwrap().iter().map(|s| s["phase"].as_str().unwrap()).collect();
     assert_eq!(phases[..2], ["queued", "prefill"]);
     assert!(life["now"]["output_tokens"].as_u64() > Some(0));
 
