@@ -15,7 +15,7 @@ export class Turn {
 
   constructor(parent, budget, showLife) {
     Object.assign(this, { budget, showLife, begun: performance.now() });
-    this.thought = h("div", { class: "thought", tabindex: "0", role: "region", "aria-label": "Thinking" });
+    this.thought = h("div", { class: "thought", tabindex: "0", role: "region", "aria-label": "Thinking", "aria-live": "off" });
     this.counter = h("span", { class: "count" });
     this.why = h("span", { class: "why" });
     this.bar = s("rect", { width: 0, height: 3 });
