@@ -24,7 +24,7 @@ export class Blocks {
     this.canvas.hidden = this.legend.hidden = false;
     const held = kv.total - kv.free;
     const each = kv.per_cell > 1 ? `, ${kv.per_cell} blocks a cell` : "";
-    const text = `${count(held)} of ${count(kv.total)} held (${percent(held / Math.max(1, kv.total))}), ${kv.block_size} tokens each${each}`;
+    const text = `${count(held)}/${count(kv.total)} held (${percent(held / Math.max(1, kv.total))}), ${kv.block_size} tokens each${each}`;
     say(this.said, text);
     this.canvas.setAttribute("aria-label", `Map of the KV blocks: ${text}`);
     const cells = kv.runs.reduce((n, run) => n + run[2], 0);
