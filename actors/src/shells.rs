@@ -98,7 +98,9 @@ impl SchedulerActor {
         message.settled.seqs.iter().for_each(|result| self.lives.step(result));
         self.lives.totals.preemptions += message.settled.preempted.len() as u64;
         for seq in &message.settled.preempted {
-            self.enter(*seq, Lane::Preempted);
+            if self.scheduler.sequence(*seq).is_some() {
+                self.enter(*seq, Lane::Preempted);
+            }
         }
         self.told(&events);
         events
