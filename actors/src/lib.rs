@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod draft;
+pub mod life;
 pub mod message;
 pub mod port;
 pub mod shells;

@@ -145,7 +145,15 @@ messages! {
     LookAtRequests {
         /// Time since the start of the system.
         pub now: Duration,
-    } -> SchedulerView;
+    } -> (SchedulerView, crate::life::Totals);
+
+    /// To the scheduler: what did this answer do so far? It is in flight, or among the last that ended.
+    LookAtLife {
+        /// Whose answer.
+        pub seq: SeqId,
+        /// Time since the start of the system.
+        pub now: Duration,
+    } -> Option<crate::life::LifeView>;
 
     /// To the KV allocator: who holds what?
     LookAtBlocks {} -> crate::view::BlockView;

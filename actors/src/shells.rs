@@ -1,6 +1,5 @@
 //! The actors that hold state: thin shells around plain structs of the engine.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +8,15 @@ use ponder_engine::DeviceFault;
 use ponder_engine::kv::BlockPool;
 use ponder_engine::reason::Survival;
 use ponder_engine::request::SeqId;
-use ponder_engine::schedule::{Event, Scheduler, SchedulerView};
+use ponder_engine::schedule::{Event, Lane, Scheduler, SchedulerView};
 use ponder_engine::spec::{batch_of, chosen_of};
 use ponder_engine::step::{Reserved, Settled, StepPlan, Verified};
 
 use crate::device::{DeviceThread, Loader};
+use crate::life::{LifePhase, LifeView, Lives, Totals};
 use crate::message::*;
 use crate::port::Sent;
-use crate::trace::{LifePhase, Tracer};
+use crate::trace::Tracer;
 use crate::view::BlockView;
 
 /// Answers a message with a plain function; the span is its whole run.
@@ -47,8 +47,8 @@ pub struct SchedulerActor {
     pub keep_lengths: Option<KeepLengths>,
     /// What of it is kept.
     pub kept: u64,
-    /// Phase of each answer, for its trace.
-    pub phases: HashMap<SeqId, LifePhase>,
+    /// What each answer did, for people and for its trace.
+    pub lives: Lives,
     /// Where spans go.
     pub tracer: Arc<Tracer>,
 }
@@ -68,49 +68,49 @@ answers!(SchedulerActor, "scheduler",
     Replay => Vec<SeqId>: replay,
     FailAll => Vec<Event>: fail_all,
     EndThinking => (): end_thinking,
-    LookAtRequests => SchedulerView: look,
+    LookAtRequests => (SchedulerView, Totals): look,
+    LookAtLife => Option<LifeView>: look_at_life,
 );
 
 impl SchedulerActor {
-    fn enter(&mut self, seq: SeqId, phase: LifePhase) {
-        if self.phases.insert(seq, phase) != Some(phase) {
-            self.tracer.phase(seq, phase);
-        }
-        if phase == LifePhase::Done {
-            self.phases.remove(&seq);
+    fn enter(&mut self, seq: SeqId, lane: Lane) {
+        if self.lives.enter(seq, lane, self.tracer.now()) {
+            self.tracer.phase(seq, LifePhase::In(lane));
         }
     }
     fn plan_step(&mut self, message: PlanStep) -> Option<StepPlan> {
         let plan = self.scheduler.plan(message.now, message.only)?;
-        self.tracer.step_members(plan.id.0, plan.seqs.iter().map(|s| s.seq));
-        // What is computed for nobody has no life to be traced.
-        let known = plan.seqs.iter().filter(|s| self.scheduler.sequence(s.seq).is_some());
-        for seq in known.collect::<Vec<_>>() {
-            let decoding = seq.start > 0 && seq.tokens.len() == 1 && seq.sample.is_some();
-            self.enter(seq.seq, if decoding { LifePhase::Decode } else { LifePhase::Prefill });
+        for seq in &plan.seqs {
+            let Some(lane) = self.scheduler.doing(seq.seq) else { continue };
+            self.enter(seq.seq, lane);
+            if lane == Lane::Prefill {
+                self.lives.totals.prefill_tokens += seq.tokens.len() as u64;
+            }
         }
+        self.tracer.step_members(plan.id.0, || {
+            plan.seqs.iter().filter_map(|s| Some((s.seq, LifePhase::In(self.scheduler.doing(s.seq)?)))).collect()
+        });
         Some(plan)
     }
     fn apply_step(&mut self, message: ApplyStep) -> Vec<Event> {
         let events = self.scheduler.apply(&message.settled);
         self.tracer.step_done(message.settled.device_time, self.scheduler.speculation());
         self.keep_after(KEEP_EVERY);
-        let known = message.settled.preempted.iter().filter(|s| self.scheduler.sequence(**s).is_some());
-        for seq in known.collect::<Vec<_>>() {
-            self.enter(*seq, LifePhase::Queued);
-        }
-        for event in &events {
-            if event.finish.is_some() {
-                self.enter(event.seq, LifePhase::Done);
+        message.settled.seqs.iter().for_each(|result| self.lives.step(result));
+        self.lives.totals.preemptions += message.settled.preempted.len() as u64;
+        for seq in &message.settled.preempted {
+            if self.scheduler.sequence(*seq).is_some() {
+                self.enter(*seq, Lane::Preempted);
             }
         }
+        self.told(&events);
         events
     }
     fn submit(&mut self, message: Submit) -> ponder_engine::Result<()> {
         let mut stop_text = message.stop_text.into_iter();
         self.scheduler.submit(message.now, &message.request, || stop_text.next())?;
         for choice in 0..message.request.params.n {
-            self.enter(SeqId { request: message.request.id, choice }, LifePhase::Queued);
+            self.enter(SeqId { request: message.request.id, choice }, Lane::Queued);
         }
         Ok(())
     }
@@ -136,8 +136,24 @@ impl SchedulerActor {
     fn end_thinking(&mut self, message: EndThinking) {
         self.scheduler.end_thinking(message.request);
     }
-    fn look(&mut self, message: LookAtRequests) -> SchedulerView {
-        self.scheduler.view(message.now)
+    fn look(&mut self, message: LookAtRequests) -> (SchedulerView, Totals) {
+        (self.scheduler.view(message.now), self.lives.totals)
+    }
+    fn look_at_life(&mut self, message: LookAtLife) -> Option<LifeView> {
+        let mut life = self.lives.look(message.seq)?;
+        if life.ended.is_none() {
+            life.now = self.scheduler.look(message.seq, message.now);
+            life.decision = self.scheduler.sequence(message.seq).and_then(|s| s.decision().cloned());
+        }
+        Some(life)
+    }
+    /// What clients are told is part of the lives.
+    fn told(&mut self, events: &[Event]) {
+        for event in events {
+            if self.lives.told(event, self.tracer.now()) {
+                self.tracer.end(event.seq, self.lives.last_ended());
+            }
+        }
     }
     fn replay(&mut self, message: Replay) -> Vec<SeqId> {
         self.scheduler.replay();
@@ -147,7 +163,9 @@ impl SchedulerActor {
         self.scheduler.running().to_vec()
     }
     fn fail_all(&mut self, message: FailAll) -> Vec<Event> {
-        self.scheduler.fail_all(&message.reason)
+        let events = self.scheduler.fail_all(&message.reason);
+        self.told(&events);
+        events
     }
 }
 

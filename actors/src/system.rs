@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::device::{DeviceThread, Loader};
 use crate::draft::{DraftModel, DraftSetup};
+use crate::life::LifeView;
 use crate::message::*;
 use crate::port::{Port, PortClosed};
 use crate::shells::{KeepLengths, KvAllocator, SchedulerActor, TargetModel};
@@ -149,9 +150,15 @@ impl Handle {
     pub async fn view(&self) -> Result<EngineView> {
         let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
         let now = self.tracer.now();
-        let requests = self.star.scheduler.call(LookAtRequests { now }).await.map_err(closed)?;
+        let (requests, totals) = self.star.scheduler.call(LookAtRequests { now }).await.map_err(closed)?;
         let blocks = self.star.kv.call(LookAtBlocks {}).await.map_err(closed)?;
-        Ok(EngineView::new(now, requests, blocks, &self.tracer))
+        Ok(EngineView::new(now, requests, totals, blocks, &self.tracer))
+    }
+
+    /// What an answer did so far, if it is in flight or among the last that ended.
+    pub async fn life(&self, seq: SeqId) -> Result<Option<LifeView>> {
+        let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
+        self.star.scheduler.call(LookAtLife { seq, now: self.tracer.now() }).await.map_err(closed)
     }
 
     /// Guesses so many tokens from now on: for measurements, on an engine without requests in flight.
@@ -224,7 +231,7 @@ fn start_actors(options: SystemOptions, device: DeviceThread, draft: Option<Devi
         scheduler: Scheduler::new(options.scheduler).with_lengths(Lengths::new(options.lengths)),
         keep_lengths: options.keep_lengths,
         kept: 0,
-        phases: Default::default(),
+        lives: Default::default(),
         tracer: tracer.clone(),
     };
     let allocator = KvAllocator { pool: BlockPool::with(blocks, block_size, options.cache), tracer: tracer.clone() };

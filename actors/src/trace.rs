@@ -3,7 +3,7 @@
 //! Recording is off until somebody listens; then a record is one push into a vector. A file written by
 //! [`Tracer::chrome_json`] opens in Perfetto and in chrome://tracing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use ponder_engine::request::SeqId;
 use ponder_engine::spec::SpecReport;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::life::{LifePhase, LifeView};
 
 /// A message, from sending to the end of its handling.
 #[derive(Clone, Debug)]
@@ -30,35 +32,12 @@ pub struct Span {
     pub done: Instant,
 }
 
-/// A part of a request's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LifePhase {
-    /// Submitted, not started.
-    Queued,
-    /// Its prompt (or, after a preemption, its log) is computed.
-    Prefill,
-    /// It generates.
-    Decode,
-    /// It ended.
-    Done,
-}
-
-impl LifePhase {
-    fn name(self) -> &'static str {
-        match self {
-            LifePhase::Queued => "queued",
-            LifePhase::Prefill => "prefill",
-            LifePhase::Decode => "decode",
-            LifePhase::Done => "done",
-        }
-    }
-}
-
 #[derive(Clone, Debug)]
 enum Record {
     Message(Span),
     Phase { seq: SeqId, phase: LifePhase, at: Instant },
-    Step { step: u64, seqs: Vec<SeqId> },
+    Step { step: u64, at: Instant, seqs: Vec<(SeqId, LifePhase)> },
+    End { seq: SeqId, at: Instant, life: Option<Box<LifeView>> },
 }
 
 /// The recorder. Shared by all actors; cheap when nobody listens.
@@ -214,8 +193,13 @@ impl Tracer {
         tracing::debug!(target: "ponder::request", request = seq.request.0, choice = seq.choice, phase = phase.name());
         self.push(|| Record::Phase { seq, phase, at: Instant::now() });
     }
-    pub(crate) fn step_members(&self, step: u64, seqs: impl Iterator<Item = SeqId>) {
-        self.push(|| Record::Step { step, seqs: seqs.collect() });
+    /// Who takes part in a step, and what each does; asked for only when somebody listens.
+    pub(crate) fn step_members(&self, step: u64, seqs: impl FnOnce() -> Vec<(SeqId, LifePhase)>) {
+        self.push(|| Record::Step { step, at: Instant::now(), seqs: seqs() });
+    }
+    pub(crate) fn end(&self, seq: SeqId, life: Option<&LifeView>) {
+        tracing::debug!(target: "ponder::request", request = seq.request.0, choice = seq.choice, phase = "done");
+        self.push(|| Record::End { seq, at: Instant::now(), life: life.cloned().map(Box::new) });
     }
 
     fn taken(&self) -> Vec<Record> {
@@ -226,42 +210,58 @@ impl Tracer {
     }
 
     /// Everything so far in the Chrome trace event format: a track per actor, a track per answer.
-    pub fn chrome_json(&self) -> serde_json::Value {
-        let mut events = Vec::new();
-        let mut open: HashMap<SeqId, (LifePhase, Instant)> = HashMap::new();
-        for record in self.taken() {
+    ///
+    /// An answer that lived before the recording began, or lives on after it, has its phases from and until then.
+    pub fn chrome_json(&self) -> Value {
+        let records = self.taken();
+        let mut tracks = Tracks { tracer: self, events: Vec::new(), open: BTreeMap::new() };
+        let members: HashMap<u64, Vec<String>> = records
+            .iter()
+            .filter_map(|r| match r {
+                Record::Step { step, seqs, .. } => Some((*step, seqs.iter().map(|(s, _)| track(*s)).collect())),
+                _ => None,
+            })
+            .collect();
+        let mut last = self.start;
+        for record in records {
             match record {
-                Record::Message(s) => events.push(json!({
-                    "name": s.name, "cat": "message", "ph": "X", "pid": "actors", "tid": s.actor,
-                    "ts": self.micros(s.taken), "dur": self.micros(s.done) - self.micros(s.taken),
-                    "args": { "step": s.step, "queue_us": self.micros(s.taken) - self.micros(s.sent) },
-                })),
-                Record::Phase { seq, phase, at } => {
-                    if let Some((last, since)) = open.insert(seq, (phase, at)) {
-                        events.push(json!({
-                            "name": last.name(), "cat": "request", "ph": "X", "pid": "requests",
-                            "tid": format!("request {} answer {}", seq.request.0, seq.choice),
-                            "ts": self.micros(since), "dur": self.micros(at) - self.micros(since),
-                        }));
+                Record::Message(s) => {
+                    last = last.max(s.done);
+                    let mut args = json!({ "step": s.step, "queue_us": self.micros(s.taken) - self.micros(s.sent) });
+                    if let Some(members) = members.get(&s.step).filter(|_| s.name == "Verify") {
+                        args["answers"] = json!(members);
                     }
+                    tracks.events.push(json!({
+                        "name": s.name, "cat": "message", "ph": "X", "pid": "actors", "tid": s.actor,
+                        "ts": self.micros(s.taken), "dur": self.micros(s.done) - self.micros(s.taken),
+                        "args": args,
+                    }));
                 }
-                Record::Step { .. } => {}
+                Record::Phase { seq, phase, at } => tracks.enter(seq, phase, at),
+                Record::Step { at, seqs, .. } => seqs.into_iter().for_each(|(seq, phase)| tracks.enter(seq, phase, at)),
+                Record::End { seq, at, life } => tracks.end(seq, at, life.as_deref()),
             }
         }
-        json!({ "traceEvents": events, "displayTimeUnit": "ms" })
+        for seq in tracks.open.keys().copied().collect::<Vec<_>>() {
+            let (_, since) = tracks.open[&seq];
+            tracks.close(seq, last.max(since));
+        }
+        json!({ "traceEvents": tracks.events, "displayTimeUnit": "ms" })
     }
 
     /// The life of one answer as a tree: its phases, and under each the messages of its steps with their
     /// counts. Times are left out, so that the tree is the same at every run.
     pub fn span_tree(&self, seq: SeqId) -> String {
         let records = self.taken();
+        let of_it = |seqs: &[(SeqId, LifePhase)]| seqs.iter().any(|(id, _)| *id == seq);
         let steps = |step: u64| {
-            records.iter().any(|r| matches!(r, Record::Step { step: s, seqs } if *s == step && seqs.contains(&seq)))
+            records.iter().any(|r| matches!(r, Record::Step { step: s, seqs, .. } if *s == step && of_it(seqs)))
         };
         let phases: Vec<(LifePhase, Instant)> = records
             .iter()
             .filter_map(|r| match r {
                 Record::Phase { seq: s, phase, at } if *s == seq => Some((*phase, *at)),
+                Record::End { seq: s, at, .. } if *s == seq => Some((LifePhase::Done, *at)),
                 _ => None,
             })
             .collect();
@@ -288,5 +288,42 @@ impl Tracer {
             }
         }
         out
+    }
+}
+
+/// The name of an answer's track.
+fn track(seq: SeqId) -> String {
+    format!("request {} answer {}", seq.request.0, seq.choice)
+}
+
+/// A trace file while it is written.
+struct Tracks<'a> {
+    tracer: &'a Tracer,
+    events: Vec<Value>,
+    open: BTreeMap<SeqId, (LifePhase, Instant)>,
+}
+
+impl Tracks<'_> {
+    fn enter(&mut self, seq: SeqId, phase: LifePhase, at: Instant) {
+        if self.open.get(&seq).is_none_or(|(open, _)| *open != phase) {
+            self.close(seq, at);
+            self.open.insert(seq, (phase, at));
+        }
+    }
+    fn close(&mut self, seq: SeqId, at: Instant) {
+        if let Some((phase, since)) = self.open.remove(&seq) {
+            let (ts, until) = (self.tracer.micros(since), self.tracer.micros(at));
+            self.events.push(json!({
+                "name": phase.name(), "cat": "request", "ph": "X", "pid": "requests", "tid": track(seq),
+                "ts": ts, "dur": until - ts,
+            }));
+        }
+    }
+    fn end(&mut self, seq: SeqId, at: Instant, life: Option<&LifeView>) {
+        self.close(seq, at);
+        self.events.push(json!({
+            "name": LifePhase::Done.name(), "cat": "request", "ph": "i", "s": "t", "pid": "requests",
+            "tid": track(seq), "ts": self.tracer.micros(at), "args": life,
+        }));
     }
 }

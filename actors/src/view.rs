@@ -10,6 +10,7 @@ use ponder_engine::request::SeqId;
 use ponder_engine::schedule::{Lane, SchedulerView, SeqView};
 use serde::Serialize;
 
+use crate::life::Totals;
 use crate::trace::{ActorView, Tracer};
 
 /// The block pool.
@@ -17,8 +18,11 @@ use crate::trace::{ActorView, Tracer};
 pub struct BlockView {
     /// All blocks.
     pub total: usize,
-    /// Those that nobody holds.
+    /// Those that nobody holds, cached ones among them.
     pub free: usize,
+    /// Those that nobody holds and that may be of use.
+    #[serde(skip)]
+    pub cached: Vec<u32>,
     /// Tokens per block.
     pub block_size: usize,
     /// Who holds which, in order of position.
@@ -32,6 +36,7 @@ impl BlockView {
         Self {
             total: pool.total_blocks(),
             free: pool.free_blocks(),
+            cached: pool.cached().collect(),
             block_size: pool.block_size(),
             tables: pool.tables().map(|(seq, table)| (seq, table.to_vec())).collect(),
         }
@@ -59,6 +64,8 @@ pub struct EngineView {
     pub device_us: u64,
     /// Most sequences that run at once.
     pub seats: usize,
+    /// Tokens and ends of all answers so far.
+    pub totals: Totals,
     /// Those that run, then those that wait; the most important first.
     pub lanes: Vec<LaneView>,
     /// The block pool.
@@ -68,7 +75,7 @@ pub struct EngineView {
 }
 
 impl EngineView {
-    pub(crate) fn new(now: Duration, requests: SchedulerView, kv: BlockView, tracer: &Tracer) -> Self {
+    pub(crate) fn new(now: Duration, requests: SchedulerView, totals: Totals, kv: BlockView, tracer: &Tracer) -> Self {
         let lane = |seq: SeqView| {
             let id = SeqId { request: ponder_engine::request::RequestId(seq.request), choice: seq.choice };
             LaneView { blocks: kv.tables.get(&id).cloned().unwrap_or_default(), seq }
@@ -78,6 +85,7 @@ impl EngineView {
             step: requests.step,
             device_us: tracer.totals().device_time.as_micros() as u64,
             seats: requests.seats,
+            totals,
             lanes: requests.running.into_iter().chain(requests.waiting).map(lane).collect(),
             actors: tracer.actors(),
             kv,

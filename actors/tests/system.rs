@@ -278,5 +278,12 @@ fn the_life_of_a_request_as_a_tree() {
     let documented = include_str!("../../docs/life_of_a_request.md");
     assert!(documented.contains(&tree), "docs/life_of_a_request.md should contain\n{tree}");
     let chrome = system.handle().tracer().chrome_json();
-    assert!(chrome["traceEvents"].as_array().unwrap().len() > 20);
+    let events = chrome["traceEvents"].as_array().unwrap();
+    assert!(events.len() > 20);
+    // Each step says whose it was, and the end what it took.
+    let verified = events.iter().filter(|e| e["name"] == "Verify" && e["args"]["answers"][0] == "request 1 answer 0");
+    assert_eq!(verified.count(), 6);
+    let done = events.iter().find(|e| e["name"] == "done").expect("an end");
+    assert_eq!((&done["args"]["ended"]["why"], &done["args"]["ended"]["output_tokens"]), (&"length".into(), &4.into()));
+    assert_eq!(done["args"]["stretches"][2]["chosen"], 3);
 }

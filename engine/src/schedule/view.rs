@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Scheduler, Sequence};
 use crate::reason::{Counts, Phase};
+use crate::request::SeqId;
 
 /// What a sequence is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -90,7 +91,7 @@ pub struct SchedulerView {
 impl Scheduler {
     /// Who is in flight.
     pub fn view(&self, now: Duration) -> SchedulerView {
-        let look = |ids: &mut dyn Iterator<Item = &super::SeqId>, running: bool| {
+        let look = |ids: &mut dyn Iterator<Item = &SeqId>, running: bool| {
             ids.map(|id| self.seqs[id].view(running, now)).collect()
         };
         SchedulerView {
@@ -100,19 +101,32 @@ impl Scheduler {
             waiting: look(&mut self.waiting.iter(), false),
         }
     }
+    /// What a sequence of the last plan is doing; `None` if there is none of that id.
+    pub fn doing(&self, id: SeqId) -> Option<Lane> {
+        self.seqs.get(&id).map(|s| s.lane(true))
+    }
+    /// A look at one sequence.
+    pub fn look(&self, id: SeqId, now: Duration) -> Option<SeqView> {
+        self.seqs.get(&id).map(|s| s.view(self.running.contains(&id), now))
+    }
 }
 
 impl Sequence {
-    fn view(&self, running: bool, now: Duration) -> SeqView {
-        let report = self.report();
-        let lane = match (running, report.map(|r| r.ended_in)) {
+    fn lane(&self, running: bool) -> Lane {
+        match (running, self.report().map(|r| r.ended_in)) {
             (false, _) if self.hit.is_some() => Lane::Preempted,
             (false, _) => Lane::Queued,
             (true, _) if self.pending() > 1 && self.cached < self.prompt_len => Lane::Prefill,
             (true, Some(Phase::Thinking | Phase::Closing)) => Lane::Thinking,
             (true, Some(Phase::ToolCall)) => Lane::ToolCall,
             (true, _) => Lane::Answer,
-        };
+        }
+    }
+
+    fn view(&self, running: bool, now: Duration) -> SeqView {
+        let (report, lane) = (self.report(), self.lane(running));
+        // A cap that was raised is the one that counts.
+        let raised = self.decision().and_then(|d| d.extension).filter(|_| report.is_some_and(|r| r.extended));
         let plain = Counts { content: self.output_len(), ..Counts::default() };
         SeqView {
             request: self.id.request.0,
@@ -123,7 +137,7 @@ impl Sequence {
             max_tokens: self.max_tokens(),
             cached_tokens: self.cached,
             counts: report.map_or(plain, |r| r.counts),
-            thinking_budget: self.thinking_budget(),
+            thinking_budget: raised.map_or_else(|| self.thinking_budget(), |e| e.to),
             recomputed_tokens: self.recomputed,
             drafted_tokens: self.drafted,
             accepted_tokens: self.accepted,

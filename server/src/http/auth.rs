@@ -9,8 +9,10 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::error::ApiError;
 use super::options::ServeOptions;
+use super::routes::console;
 
-/// Paths that need no key: they say that the server lives, and nothing else.
+/// Paths that need no key: they say that the server lives, and nothing else. The console's files need none either:
+/// they are the same for everybody, and what they show is asked for with a key.
 const PUBLIC: [&str; 4] = ["/health", "/health/live", "/health/ready", "/ready"];
 
 /// Who may ask.
@@ -51,7 +53,7 @@ impl Access {
     /// 403 for the wrong host, 401 without a key.
     pub fn check(&self, path: &str, headers: &HeaderMap, authority: Option<&str>) -> Result<KeyId, ApiError> {
         self.check_host(headers, authority)?;
-        if self.digests.is_empty() || PUBLIC.contains(&path) {
+        if self.digests.is_empty() || PUBLIC.contains(&path) || console::is_asset(path) {
             return Ok(KeyId(0));
         }
         key_of(headers).and_then(|key| self.find(key)).ok_or_else(ApiError::unauthorized)

@@ -5,7 +5,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::error::ErrorBody;
-use super::routes::{chat, completions, control, debug, health, messages, models, responses, tokens, trace};
+use super::routes::{chat, completions, control, debug, health, live, messages, models, responses, tokens, trace};
 use super::wire;
 
 /// Errors of a route that takes a body.
@@ -107,9 +107,10 @@ impl Modify for Key {
     paths(
         chat::chat, completions::completions, control::control, responses::responses,
         messages::messages, messages::count, models::list, models::one,
-        tokens::tokenize, tokens::detokenize, health::live, health::ready, debug::metrics, debug::engine, trace::record, document,
+        tokens::tokenize, tokens::detokenize, health::live, health::ready, debug::metrics, debug::engine,
+        live::live, live::life, trace::record, document,
     ),
-    components(schemas(ErrorBody, wire::chat::ChatChunk)),
+    components(schemas(ErrorBody, wire::chat::ChatChunk, wire::live::LiveView)),
     security((), ("key" = [])),
     modifiers(&Key)
 )]

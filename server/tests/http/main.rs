@@ -1,5 +1,6 @@
 //! `ponder serve` as its clients see it: the real program over TCP.
 mod client;
+mod console;
 mod fleet;
 mod forms;
 mod going_away;

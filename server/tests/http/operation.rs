@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::client::{Server, chat, read_chunk, read_head, read_reply};
 
-const ROUTES: [(&str, &str); 9] = [
+const ROUTES: [(&str, &str); 12] = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions/control"),
@@ -16,6 +16,9 @@ const ROUTES: [(&str, &str); 9] = [
     ("POST", "/tokenize"),
     ("GET", "/metrics"),
     ("GET", "/debug/engine"),
+    ("GET", "/debug/live"),
+    ("GET", "/debug/life?request=1"),
+    ("GET", "/console/nothing.js"),
     ("GET", "/openapi.json"),
     ("GET", "/nothing"),
 ];
@@ -232,6 +235,8 @@ fn traces_on_demand() {
     let trace = server.ask("POST", "/debug/trace?seconds=1", &[], "").good();
     let events = trace["traceEvents"].as_array().unwrap();
     assert!(events.iter().filter(|e| e["name"] == "Verify").count() > 5, "{} events", events.len());
+    // What began before the recording and goes on behind it is in it too.
+    assert!(events.iter().any(|e| e["cat"] == "request" && e["name"] == "answer" && e["dur"].as_f64() > Some(5e5)));
     drop(running);
     server.until("all are gone", |s| s["admitted"]["answers"] == 0);
     server.ask("POST", "/debug/trace?seconds=0", &[], "").refused(400, "seconds");

@@ -1,10 +1,11 @@
 //! The engine, looked into: metrics for machines, a live view for people.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web::{Data, Query};
 use actix_web::{HttpRequest, HttpResponse};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::shared;
@@ -51,6 +52,18 @@ pub struct Watch {
 pub async fn engine(request: HttpRequest, state: Data<State>) -> Result<HttpResponse, ApiError> {
     let watch =
         Query::<Watch>::from_query(request.query_string()).map_err(|e| ApiError::invalid("query", e))?.into_inner();
+    self::watch(&watch, state, |state, model, view| shown(state, model, &view)).await
+}
+
+/// One view, or a stream of them, as `shown` makes them.
+///
+/// # Errors
+/// If there is no such model, or the interval is out of range.
+pub(super) async fn watch<T: Serialize + 'static>(
+    watch: &Watch,
+    state: Data<State>,
+    shown: fn(&State, &Arc<Served>, EngineView) -> T,
+) -> Result<HttpResponse, ApiError> {
     let interval = watch.interval_ms.unwrap_or(200);
     if !(50..=10_000).contains(&interval) {
         return Err(ApiError::invalid("interval_ms", format!("{interval} is not between 50 and 10000")));
@@ -58,13 +71,13 @@ pub async fn engine(request: HttpRequest, state: Data<State>) -> Result<HttpResp
     let model = state.model(watch.model.as_deref())?.0.clone();
     if watch.once.unwrap_or(false) {
         let view = model.engine.handle().view().await?;
-        return Ok(HttpResponse::Ok().json(shown(&state, &model, &view)));
+        return Ok(HttpResponse::Ok().json(shown(&state, &model, view)));
     }
     let state = shared(&state);
     Ok(sse::respond(state.options.limits.slow_client, move |mut sender| async move {
         let mut frames = Frames::default();
         while let Ok(view) = model.engine.handle().view().await {
-            frames.data(&shown(&state, &model, &view));
+            frames.data(&shown(&state, &model, view));
             if sender.send(&mut frames).await.is_err() {
                 break;
             }
@@ -76,7 +89,7 @@ pub async fn engine(request: HttpRequest, state: Data<State>) -> Result<HttpResp
 }
 
 /// A view with the names that requests have on the wire.
-fn shown(state: &State, model: &std::sync::Arc<Served>, view: &EngineView) -> Value {
+fn shown(state: &State, model: &Arc<Served>, view: &EngineView) -> Value {
     let names = state.names(model);
     let mut json = serde_json::to_value(view).unwrap_or_default();
     for lane in json["lanes"].as_array_mut().into_iter().flatten() {

@@ -2,9 +2,11 @@
 
 pub mod chat;
 pub mod completions;
+pub mod console;
 pub mod control;
 pub mod debug;
 pub mod health;
+pub mod live;
 pub mod messages;
 pub mod models;
 pub mod responses;
@@ -13,7 +15,7 @@ pub mod trace;
 
 use std::sync::Arc;
 
-use actix_web::web::{Data, ServiceConfig, get, post, resource};
+use actix_web::web::{Data, ServiceConfig, get, head, post, resource};
 use actix_web::{HttpRequest, HttpResponse};
 
 use super::error::ApiError;
@@ -38,6 +40,9 @@ pub fn configure(config: &mut ServiceConfig) {
         .service(resource("/openapi.json").route(get().to(super::openapi::document)))
         .service(resource("/debug/trace").route(post().to(trace::record)))
         .service(resource("/debug/engine").route(get().to(debug::engine)))
+        .service(resource("/debug/live").route(get().to(live::live)))
+        .service(resource("/debug/life").route(get().to(live::life)))
+        .service(resource(["/", "/console/{file:.*}"]).route(get().to(console::asset)).route(head().to(console::asset)))
         .default_service(actix_web::web::to(nothing));
 }
 

@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod completion;
+pub mod live;
 pub mod messages;
 pub mod models;
 pub mod responses;
