@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use ponder_engine::backend::Backend;
 use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::model::runner::ModelRunner;
@@ -100,29 +100,13 @@ impl DeviceThread {
 }
 
 fn serve(mut model: Box<dyn BatchRunner>, inbox: &Receiver<Work>) {
-    while let Some(work) = next(inbox) {
+    while let Ok(work) = inbox.recv() {
         if work(&mut *model) {
             // After a panic or a lost device nothing in here can be trusted, its destructors included.
             std::mem::forget(model);
             return;
         }
     }
-}
-
-/// Looks again this often, giving way each time, before it sleeps: some hundred microseconds.
-const LOOKS: u32 = 300;
-
-/// The next work; none once nobody can send any. Between two steps the thread stays awake: the answer is turned into
-/// the next step in microseconds, and waking a thread (on a virtual machine: a processor) costs tens of them.
-fn next(inbox: &Receiver<Work>) -> Option<Work> {
-    for _ in 0..LOOKS {
-        match inbox.try_recv() {
-            Ok(work) => return Some(work),
-            Err(TryRecvError::Empty) => std::thread::yield_now(),
-            Err(TryRecvError::Disconnected) => return None,
-        }
-    }
-    inbox.recv().ok()
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
