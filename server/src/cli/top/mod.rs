@@ -116,6 +116,9 @@ fn until_signalled() -> Result<Arc<AtomicBool>> {
     std::thread::spawn(move || {
         if runtime.block_on(signalled()).is_ok() {
             flag.store(true, Ordering::Relaxed);
+            // The main thread ends by itself, unless its terminal is gone: the end of that is read without end.
+            std::thread::sleep(Duration::from_secs(1));
+            std::process::exit(0);
         }
     });
     Ok(ended)
