@@ -232,6 +232,7 @@ mod tests {
         let finish = Finished {
             why: Finish::Length,
             prompt_tokens: 1,
+            cached_tokens: 0,
             completion_tokens: 2,
             recomputed_tokens: 0,
             drafted_tokens: 0,
@@ -252,7 +253,7 @@ mod tests {
         assert!(lives.enter(seq(1), Lane::Thinking, at(5)));
         assert!(!lives.enter(seq(1), Lane::Thinking, at(6)));
         let chosen = Ok(vec![7, 8, 9]);
-        lives.step(&SettledSeq { seq: seq(1), cached: 3, chosen, drafted: 4, source: Source::Ngram });
+        lives.step(&SettledSeq { seq: seq(1), start: 0, cached: 3, chosen, drafted: 4, source: Source::Ngram });
         assert!(lives.told(&end(1), at(9)));
         let life = lives.look(seq(1)).unwrap();
         let times: Vec<_> = life.stretches.iter().map(|s| (s.phase, s.from_ms, s.until_ms)).collect();
