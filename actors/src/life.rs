@@ -62,6 +62,8 @@ pub struct Ended {
     pub why: &'static str,
     /// Tokens of its prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were in the cache already.
+    pub cached_tokens: usize,
     /// Tokens generated.
     pub output_tokens: usize,
     /// Tokens of thinking among them.
@@ -94,6 +96,7 @@ impl Ended {
         Self {
             why,
             prompt_tokens: finished.prompt_tokens,
+            cached_tokens: finished.cached_tokens,
             output_tokens: finished.completion_tokens,
             reasoning_tokens: finished.reasoning_tokens,
             recomputed_tokens: finished.recomputed_tokens,
@@ -171,9 +174,13 @@ impl Lives {
 
     /// What a step did for an answer.
     pub fn step(&mut self, result: &SettledSeq) {
-        let Some((_, life)) = self.open.get_mut(&result.seq) else { return };
+        let Some((phase, life)) = self.open.get_mut(&result.seq) else { return };
         let Some(stretch) = life.stretches.last_mut() else { return };
         let chosen = result.chosen.as_ref().map_or(0, Vec::len) as u64;
+        if *phase == LifePhase::In(Lane::Prefill) {
+            let computed = result.cached.saturating_sub(result.start) as u64;
+            self.totals.prefill_tokens += computed - chosen.saturating_sub(1).min(computed);
+        }
         stretch.steps += 1;
         stretch.chosen += chosen;
         stretch.drafted += result.drafted as u64;
@@ -232,6 +239,7 @@ mod tests {
         let finish = Finished {
             why: Finish::Length,
             prompt_tokens: 1,
+            cached_tokens: 0,
             completion_tokens: 2,
             recomputed_tokens: 0,
             drafted_tokens: 0,
@@ -252,7 +260,7 @@ mod tests {
         assert!(lives.enter(seq(1), Lane::Thinking, at(5)));
         assert!(!lives.enter(seq(1), Lane::Thinking, at(6)));
         let chosen = Ok(vec![7, 8, 9]);
-        lives.step(&SettledSeq { seq: seq(1), cached: 3, chosen, drafted: 4, source: Source::Ngram });
+        lives.step(&SettledSeq { seq: seq(1), start: 0, cached: 3, chosen, drafted: 4, source: Source::Ngram });
         assert!(lives.told(&end(1), at(9)));
         let life = lives.look(seq(1)).unwrap();
         let times: Vec<_> = life.stretches.iter().map(|s| (s.phase, s.from_ms, s.until_ms)).collect();

@@ -124,6 +124,14 @@ messages! {
         pub request: RequestId,
     } -> ();
 
+    /// To the scheduler: when there is nothing else to do, have this in the cache.
+    WarmUp {
+        /// Tokens of a prompt that may come.
+        pub tokens: Vec<u32>,
+        /// Whose it would be.
+        pub tenant: std::sync::Arc<str>,
+    } -> ();
+
     /// To the scheduler: a client wants the answer now.
     EndThinking {
         /// Its request.

@@ -63,6 +63,7 @@ answers!(SchedulerActor, "scheduler",
     Submit => ponder_engine::Result<()>: submit,
     SetDrafts => (): set_drafts,
     Cancel => (): cancel,
+    WarmUp => (): warm_up,
     Keep => (): keep,
     Replay => Vec<SeqId>: replay,
     FailAll => Vec<Event>: fail_all,
@@ -79,11 +80,10 @@ impl SchedulerActor {
     }
     fn plan_step(&mut self, message: PlanStep) -> Option<StepPlan> {
         let plan = self.scheduler.plan(message.now, message.only)?;
+        // What is computed for nobody has no life to be traced.
         for seq in &plan.seqs {
-            let Some(lane) = self.scheduler.doing(seq.seq) else { continue };
-            self.enter(seq.seq, lane);
-            if lane == Lane::Prefill {
-                self.lives.totals.prefill_tokens += seq.tokens.len() as u64;
+            if let Some(lane) = self.scheduler.doing(seq.seq) {
+                self.enter(seq.seq, lane);
             }
         }
         self.tracer.step_members(plan.id.0, || {
@@ -98,7 +98,9 @@ impl SchedulerActor {
         message.settled.seqs.iter().for_each(|result| self.lives.step(result));
         self.lives.totals.preemptions += message.settled.preempted.len() as u64;
         for seq in &message.settled.preempted {
-            self.enter(*seq, Lane::Preempted);
+            if self.scheduler.sequence(*seq).is_some() {
+                self.enter(*seq, Lane::Preempted);
+            }
         }
         self.told(&events);
         events
@@ -126,6 +128,9 @@ impl SchedulerActor {
     }
     fn cancel(&mut self, message: Cancel) {
         self.scheduler.cancel(message.request);
+    }
+    fn warm_up(&mut self, message: WarmUp) {
+        self.scheduler.warm_up(message.tokens, message.tenant);
     }
     fn end_thinking(&mut self, message: EndThinking) {
         self.scheduler.end_thinking(message.request);
@@ -222,9 +227,10 @@ impl Handler<Sent<Verify>> for TargetModel {
         let (Verify { drafted }, span) = sent.open("target", &self.tracer);
         let batch = batch_of(&drafted);
         let step = drafted.reserved.plan.id.0;
-        if batch.rows.is_empty() {
+        if batch.rows.is_empty() && batch.copies.is_empty() {
             // A step that only frees blocks needs no device.
-            let verified = Verified { drafted, chosen: Vec::new(), device_time: Duration::ZERO };
+            let (device_time, copy_time) = (Duration::ZERO, Duration::ZERO);
+            let verified = Verified { drafted, chosen: Vec::new(), device_time, copy_time };
             return Box::pin(std::future::ready(Ok(verified)));
         }
         let result = self.device.as_ref().map(|device| device.run(batch));
@@ -238,7 +244,7 @@ impl Handler<Sent<Verify>> for TargetModel {
             let answered = answered.map_err(|_| fault(DeviceFault::Lost("the device thread ended".into())))?;
             let (output, device_time) = answered.map_err(fault)?;
             let chosen = chosen_of(&drafted, &output);
-            Ok(Verified { drafted, chosen, device_time })
+            Ok(Verified { drafted, chosen, device_time, copy_time: output.copy_time })
         })
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use ponder_engine::grammar::GrammarSource;
-use ponder_engine::kv::BlockPool;
+use ponder_engine::kv::{BlockPool, CacheOptions};
 use ponder_engine::reason::{Lengths, Survival, Thinking};
 use ponder_engine::request::{Request, RequestId, SamplingParams, SeqId};
 use ponder_engine::schedule::{DraftPolicy, Event, Scheduler, SchedulerOptions, StopText};
@@ -31,6 +31,8 @@ use crate::view::EngineView;
 pub struct SystemOptions {
     /// Limits of steps and sequences.
     pub scheduler: SchedulerOptions,
+    /// How the cache is shared, and what becomes of it where it is short.
+    pub cache: CacheOptions,
     /// Makes the target model on its thread.
     pub target: Loader,
     /// For streaming and stop strings.
@@ -130,6 +132,14 @@ impl Handle {
         futures::executor::block_on(self.submit(submission))
     }
 
+    /// When there is nothing else to do, these tokens are computed and cached: a prompt that begins with them may
+    /// come with this salt.
+    pub async fn warm_up(&self, tokens: Vec<u32>, tenant: Arc<str>) {
+        // A system that shuts down has no next turn.
+        if self.star.scheduler.call(WarmUp { tokens, tenant }).await.is_ok() {
+            self.wake.notify_one();
+        }
+    }
     /// Ends the thinking of a request's answers after their next token; no request, no effect.
     pub async fn end_thinking(&self, request: RequestId) -> Result<()> {
         let closed = |closed: PortClosed| Error::invalid("engine", format!("is shutting down: {closed}"));
@@ -224,7 +234,7 @@ fn start_actors(options: SystemOptions, device: DeviceThread, draft: Option<Devi
         lives: Default::default(),
         tracer: tracer.clone(),
     };
-    let allocator = KvAllocator { pool: BlockPool::new(blocks, block_size), tracer: tracer.clone() };
+    let allocator = KvAllocator { pool: BlockPool::with(blocks, block_size, options.cache), tracer: tracer.clone() };
     let target = TargetModel::new(device, options.target, options.step_timeout, tracer.clone());
     let draft = DraftModel::new(options.lookup, options.draft.zip(draft), tracer.clone());
     let star = Star {

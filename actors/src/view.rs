@@ -20,6 +20,9 @@ pub struct BlockView {
     pub total: usize,
     /// Those that nobody holds.
     pub free: usize,
+    /// Those of the free ones that hold something that may be of use.
+    #[serde(skip)]
+    pub cached: Vec<u32>,
     /// Tokens per block.
     pub block_size: usize,
     /// Who holds which, in order of position.
@@ -33,6 +36,7 @@ impl BlockView {
         Self {
             total: pool.total_blocks(),
             free: pool.free_blocks(),
+            cached: pool.cached().collect(),
             block_size: pool.block_size(),
             tables: pool.tables().map(|(seq, table)| (seq, table.to_vec())).collect(),
         }

@@ -134,6 +134,7 @@ fn system_with(
     });
     System::start(SystemOptions {
         scheduler,
+        cache: Default::default(),
         target: loader(Mood::Good, runs),
         tokenizer: Arc::new(common::tokenizer()),
         lookup: Lookup::None,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ponder_actors::{BatchRunner, Generation, Loader, Submission, System, SystemOptions, Update};
+use ponder_engine::kv::CacheOptions;
 use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::op::ERROR_TOKEN;
 use ponder_engine::request::{Finish, SamplingParams, SeqId};
@@ -39,6 +40,11 @@ impl BatchRunner for Hash {
             let table = &batch.block_tables[seq as usize];
             table[p as usize / BLOCK] as usize * BLOCK + p as usize % BLOCK
         };
+        assert!(batch.copies.swapped() == 0, "there is no host memory");
+        for (from, to) in &batch.copies.copy {
+            let (from, to) = (*from as usize * BLOCK, *to as usize * BLOCK);
+            self.slots.copy_within(from..from + BLOCK, to);
+        }
         for row in &batch.rows {
             self.slots[slot(row.seq, row.position)] = Some((row.position, row.token));
         }
@@ -64,7 +70,7 @@ impl BatchRunner for Hash {
             let letters = if logit.params.seed_lo == PERIODIC { 5 } else { 26 };
             tokens.push(if log.contains(&NAN) { ERROR_TOKEN } else { 97 + hash % letters });
         }
-        Ok(BatchOutput { tokens, logits: Vec::new() })
+        Ok(BatchOutput { tokens, logits: Vec::new(), ..BatchOutput::default() })
     }
     fn device_time(&self) -> Duration {
         Duration::ZERO
@@ -100,9 +106,9 @@ fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<Atomic
     };
     let tokenizer = Arc::new(common::tokenizer());
     let step_timeout = Duration::from_millis(500);
-    let (lengths, keep_lengths) = (Default::default(), None);
+    let (cache, lengths, keep_lengths) = (CacheOptions::default(), Default::default(), None);
     let options =
-        SystemOptions { scheduler, target, tokenizer, lookup, draft: None, step_timeout, lengths, keep_lengths };
+        SystemOptions { scheduler, cache, target, tokenizer, lookup, draft: None, step_timeout, lengths, keep_lengths };
     System::start(options).unwrap()
 }
 

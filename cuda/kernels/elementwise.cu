@@ -32,12 +32,12 @@ KERNEL(256) copy_blocks(const u32* live, const u32* pairs, U32x4* cache, u32 wor
 }
 EXPORT(copy_blocks)
 
-/// The same for the scales of blocks, `words` floats each, which need not fill 16 bytes.
-KERNEL(256) copy_scales(const u32* live, const u32* pairs, float* scales, u32 words) {
+/// The same for blocks of any number of 4-byte words (scales). grid (words / 256, pairs).
+KERNEL(256) copy_blocks_4(const u32* live, const u32* pairs, u32* cache, u32 words) {
     wait_for_previous();
     u32 i = blockIdx.x * 256 + threadIdx.x, pair = blockIdx.y;
     if (pair >= live[0] || i >= words) return;
-    scales[(u64)pairs[2 * pair + 1] * words + i] = scales[(u64)pairs[2 * pair] * words + i];
+    cache[(u64)pairs[2 * pair + 1] * words + i] = cache[(u64)pairs[2 * pair] * words + i];
     launch_next();
 }
-EXPORT(copy_scales)
+EXPORT(copy_blocks_4)

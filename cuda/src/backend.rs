@@ -111,6 +111,24 @@ impl<D: Device> Backend for Cuda<D> {
         assert!(out.len() <= buffer.bytes, "{} bytes from a buffer of {}", out.len(), buffer.bytes);
         self.device.read(D::address(&buffer.memory), out)
     }
+    fn save_blocks(&mut self, buffer: &Buffer<D>, decl: &SlotDecl, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        let bytes = self.block_bytes(decl);
+        for (block, out) in blocks.iter().zip(out.chunks_exact_mut(bytes)) {
+            let from = *block as usize * bytes;
+            assert!(from + bytes <= buffer.bytes, "block {block} of a buffer of {}", buffer.bytes);
+            self.device.read(D::address(&buffer.memory) + from as u64, out)?;
+        }
+        Ok(())
+    }
+    fn load_blocks(&mut self, buffer: &Buffer<D>, decl: &SlotDecl, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        let size = self.block_bytes(decl);
+        for (block, bytes) in blocks.iter().zip(bytes.chunks_exact(size)) {
+            let to = *block as usize * size;
+            assert!(to + size <= buffer.bytes, "block {block} of a buffer of {}", buffer.bytes);
+            self.device.write(D::address(&buffer.memory) + to as u64, bytes)?;
+        }
+        Ok(())
+    }
     fn compile(&mut self, program: &Program, bound: &Bound<Buffer<D>>) -> Result<Plan<D>> {
         let aligned = |bytes: usize| bytes.next_multiple_of(256);
         let of_scratch = program.slots.iter().filter(|d| d.role == Role::Scratch);

@@ -186,7 +186,7 @@ impl<D: Device> Bench<'_, D> {
         let mut p = Program::new("copy", 1, 1);
         let pairs = p.slot("pairs", Role::Input, Elem::U32, &[1, 2]);
         let cache = p.kv_cache("cache", KvFormat::F16, [2, elements / 128, 1, 128]);
-        p.push(CopyBlocks { pairs, cache });
+        p.push(CopyBlocks { pairs, cache: cache.elements() });
         let step = StepShape { rows: 1, logit_rows: 1, context: 0 };
         self.case("copy".into(), &p, step, &[("live", vec![1, 1]), ("pairs", vec![0, 1])])?;
         self.copy = self.rows.last().map_or(0.0, |r| r.gb_per_s * 1e9);

@@ -357,21 +357,16 @@ impl Recorder<'_> {
         self.push("elementwise", "", "gather_rows".into(), grid, 256, args);
     }
     fn copy_blocks(&mut self, o: &CopyBlocks) -> Result<()> {
-        let decl = self.program.decl(o.cache.elements());
+        let decl = self.program.decl(o.cache);
         let bytes = decl.bytes() / decl.shape[0].max(1);
-        if !bytes.is_multiple_of(16) {
-            return Err(unsupported(format!("KV blocks of {bytes} bytes: not a multiple of 16")));
-        }
-        let args =
-            Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(o.cache.elements())).u32(bytes / 16);
-        let grid = [(bytes / 16).div_ceil(256), self.rows(), 1];
-        self.push("elementwise", "", "copy_blocks".into(), grid, 256, args);
-        if let Some(scales) = o.cache.scales() {
-            let words = self.shape(scales)[1];
-            let args = Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(scales)).u32(words);
-            let grid = [words.div_ceil(256), self.rows(), 1];
-            self.push("elementwise", "", "copy_scales".into(), grid, 256, args);
-        }
+        let (kernel, word) = match bytes {
+            b if b.is_multiple_of(16) => ("copy_blocks", 16),
+            b if b.is_multiple_of(4) => ("copy_blocks_4", 4),
+            _ => return Err(unsupported(format!("KV blocks of {bytes} bytes: not a multiple of 4"))),
+        };
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.pairs)).ptr(self.at(o.cache)).u32(bytes / word);
+        let grid = [(bytes / word).div_ceil(256), self.rows(), 1];
+        self.push("elementwise", "", kernel.into(), grid, 256, args);
         Ok(())
     }
     fn sample(&mut self, o: &Sample) {

@@ -23,6 +23,12 @@ fn agrees_with_the_reference() {
 }
 
 #[test]
+fn blocks_move() {
+    let Some(mut backend) = emulator(3) else { return };
+    assert!(check::blocks_move(&mut backend).unwrap_or_else(|e| panic!("{e}")) > 64);
+}
+
+#[test]
 fn rows_do_not_depend_on_their_neighbours() {
     let Some(mut backend) = emulator(2) else { return };
     let count = check::rows_are_independent(&mut backend).unwrap_or_else(|e| panic!("{e}"));

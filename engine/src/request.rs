@@ -57,6 +57,8 @@ pub struct SamplingParams {
     /// How hard to think: decided before the prompt is rendered, because it may change the prompt. `None`: the
     /// model as it is, under the budget alone.
     pub reasoning_effort: Option<Effort>,
+    /// Whose it is: what requests with another salt computed is never found, nor timed. Empty is a salt too.
+    pub cache_salt: Arc<str>,
     /// Tokens of `max_tokens` that thinking leaves to the answer; `None`: 256, or half if that is less.
     pub answer_reserve: Option<usize>,
     /// Importance, with the scheduling policy `priority`: the smaller number goes first. 0 elsewhere.
@@ -82,6 +84,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             thinking_token_budget: None,
             reasoning_effort: None,
+            cache_salt: Arc::from(""),
             answer_reserve: None,
             priority: 0,
         }
@@ -105,6 +108,9 @@ impl SamplingParams {
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         if !(1..=128).contains(&self.n) {
             return Err(Error::invalid("n", format!("{} is not between 1 and 128", self.n)));
+        }
+        if self.cache_salt.len() > 256 {
+            return Err(Error::invalid("cache_salt", format!("{} bytes, at most 256", self.cache_salt.len())));
         }
         if self.max_tokens == Some(0) {
             return Err(Error::invalid("max_tokens", "must be at least 1"));
@@ -180,6 +186,14 @@ pub struct Request {
     pub grammar: Option<GrammarSource>,
     /// Whose it is; what one tenant's answers say serves as guesses for nobody else.
     pub tenant: Arc<str>,
+}
+
+impl Request {
+    /// Whose cache and whose guesses it shares: the salt that it names, else its tenant.
+    pub fn tenant(&self) -> Arc<str> {
+        let salt = &self.params.cache_salt;
+        if salt.is_empty() { self.tenant.clone() } else { salt.clone() }
+    }
 }
 
 /// Why an answer ended. Each answer ends exactly once.

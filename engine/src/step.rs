@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::grammar::Guide;
+use crate::kv::{Copies, Parts};
 use crate::op::{Adjust, SampleRow};
 use crate::request::SeqId;
 use crate::spec::Source;
@@ -24,13 +25,25 @@ pub struct StepPlan {
     pub seqs: Vec<SeqPlan>,
     /// Running sequences that sit this step out, the most important first: after `seqs`, whom to preempt last.
     pub idle: Vec<SeqId>,
-    /// Sequences that ended since the last plan: their blocks are free.
+    /// Sequences that ended since the last plan: nobody holds their blocks any more.
     pub released: Vec<SeqId>,
-    /// Where tokens are guessed: the whole logs of sequences of `seqs` that start, or start over.
+    /// Those of `seqs` that start, or start over. Where some of their tokens are in the cache, the reservation
+    /// gives them others of their log instead; one with no tokens yet may get some that others did not need.
     pub openings: Vec<Opening>,
+    /// Tokens of the step that nobody was given.
+    pub spare: usize,
+    /// Most tokens of one prompt in one step.
+    pub chunk: usize,
 }
 
-/// What a drafter must know of a sequence that it does not follow yet.
+impl StepPlan {
+    /// The opening of a sequence, if it starts.
+    pub fn opening(&self, seq: SeqId) -> Option<&Opening> {
+        self.openings.iter().find(|o| o.seq == seq)
+    }
+}
+
+/// What must be known of a sequence that nobody follows yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Opening {
     /// The sequence.
@@ -39,8 +52,10 @@ pub struct Opening {
     pub log: Vec<u32>,
     /// Length of the prompt.
     pub prompt_len: usize,
-    /// Whose request it is: nobody's tokens serve as guesses for anybody else.
+    /// Whose request it is: nobody's tokens are found, or serve as guesses, for anybody else.
     pub tenant: Arc<str>,
+    /// How to choose the token after the log.
+    pub sample: Option<SamplePlan>,
 }
 
 /// One sequence's share of a step.
@@ -56,6 +71,8 @@ pub struct SeqPlan {
     pub max_drafts: usize,
     /// How to choose the token after the last one; `None` while the prompt is not through.
     pub sample: Option<SamplePlan>,
+    /// What the log's tokens are to the cache.
+    pub parts: Parts,
 }
 
 /// How to choose a token.
@@ -78,6 +95,8 @@ pub struct Reserved {
     pub tables: Vec<Vec<u32>>,
     /// Sequences whose blocks were taken: they start over from their token logs.
     pub preempted: Vec<SeqId>,
+    /// What moves before the step's first op, in every cache that these tables index.
+    pub copies: Copies,
 }
 
 /// What we guess.
@@ -111,6 +130,8 @@ pub struct Verified {
     pub chosen: Vec<Result<Vec<u32>, String>>,
     /// From launch to end on the device.
     pub device_time: Duration,
+    /// What [`Reserved::copies`] took before that.
+    pub copy_time: Duration,
 }
 
 /// What we keep.
@@ -122,8 +143,10 @@ pub struct Settled {
     pub seqs: Vec<SettledSeq>,
     /// Sequences that lost their blocks.
     pub preempted: Vec<SeqId>,
-    /// Blocks that nobody holds.
+    /// Blocks that nobody holds, cached ones too.
     pub free_blocks: usize,
+    /// Token rows that were computed, guesses not counted.
+    pub rows: usize,
     /// From launch to end on the device.
     pub device_time: Duration,
     /// How long guessing took.
@@ -141,6 +164,8 @@ pub struct SettledSeq {
     pub seq: SeqId,
     /// Tokens cached now.
     pub cached: usize,
+    /// Tokens that were cached before the step.
+    pub start: usize,
     /// New tokens, or why this sequence alone failed.
     pub chosen: Result<Vec<u32>, String>,
     /// Tokens that were drafted for it.

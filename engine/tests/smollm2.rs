@@ -74,7 +74,7 @@ fn the_oracle_runs_the_whole_model() {
         let last =
             LogitRow { row: rows.len() as u32 - 1, params: SampleRow::default(), adjust: Vec::new(), mask: None };
         let block_tables = vec![vec![2, 0, 1]];
-        let batch = Batch { rows, block_tables, logit_rows: vec![last], want_logits: false };
+        let batch = Batch { rows, block_tables, logit_rows: vec![last], ..Batch::default() };
         start = log.len();
         log.push(runner.run(&batch).expect("runs").tokens[0]);
     }

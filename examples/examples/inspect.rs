@@ -22,6 +22,7 @@ impl WithBackend for Look {
             block_tables: vec![(0..tokens.len().div_ceil(16) as u32).collect()],
             logit_rows: vec![LogitRow { row: last as u32, params, adjust: Vec::new(), mask: None }],
             want_logits: true,
+            ..Batch::default()
         };
         for (slot, values) in runner.inspect(&batch, &["residual", "normed", "attended"])? {
             let mean = values.iter().sum::<f32>() / values.len() as f32;

@@ -24,7 +24,7 @@ CHECKS = [
     ("One more time to be sure.", "Same {a}."),
     ("A last check.", "It stays {a}."),
 ]
-USUAL_CHECKS = {"trivial": 4, "easy": 4, "middle": 3, "hard": 3}
+USUAL_CHECKS = {"trivial": 4, "easy": 4, "middle": 2, "hard": 1}
 LONGEST = 1500  # characters; a chain longer than this gets fewer checks
 
 # Whole sentences are those of the engine's efforts and of its `auto` (engine/src/reason/).

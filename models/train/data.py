@@ -15,18 +15,18 @@ PROMPT_WEIGHT = 0.0
 # Shares by phase of training (see `mix_at`): how deep, and how much thinking.
 SHORT = {
     "depth": {"trivial": 18, "easy": 34, "middle": 36, "hard": 12},
-    "effort": {"low": 78, "medium": 4, "full": 2, "cut": 4, "none": 12},
+    "effort": {"low": 66, "medium": 4, "full": 2, "cut": 4, "none": 24},
 }
 LONG = {
     "depth": {"trivial": 12, "easy": 20, "middle": 36, "hard": 32},
-    "effort": {"low": 46, "medium": 8, "full": 20, "cut": 12, "none": 14},
+    "effort": {"low": 36, "medium": 8, "full": 20, "cut": 12, "none": 24},
 }
 
 
-def mix_at(progress):
+def mix_at(progress, short_until=0.45, long_from=0.75):
     """From short chains to long ones. A check copies the work above it, which is soon learnt and takes most of a
     long chain's tokens; the work itself, which is what must be learnt, takes most of a short one's."""
-    t = min(1.0, max(0.0, progress - 0.45) / 0.3)
+    t = min(1.0, max(0.0, progress - short_until) / max(1e-9, long_from - short_until))
     return {name: {k: (1 - t) * SHORT[name][k] + t * LONG[name][k] for k in SHORT[name]} for name in SHORT}
 
 
@@ -41,9 +41,9 @@ def render_prompt(messages, think=True):
 
 
 class Sampler:
-    def __init__(self, tokenizer, seed, longest=2048, kind_weights=None):
+    def __init__(self, tokenizer, seed, longest=2048, kind_weights=None, curriculum=(0.45, 0.75)):
         self.tokenizer, self.seed, self.longest = tokenizer, seed, longest
-        self.kind_weights = kind_weights or {}
+        self.kind_weights, self.curriculum = kind_weights or {}, curriculum
         self.end = tokenizer.token_to_id("<|im_end|>")
 
     def ids(self, text):
@@ -53,7 +53,7 @@ class Sampler:
         """(ids, weights): weight w[i] is the weight of predicting ids[i]."""
         rng = random.Random(f"{self.seed}:{index}")
         while True:
-            ids, weights = self._sample(rng, mix_at(progress))
+            ids, weights = self._sample(rng, mix_at(progress, *self.curriculum))
             if len(ids) <= self.longest:
                 return ids, weights
 
@@ -62,7 +62,7 @@ class Sampler:
             return self._talk(rng)
         effort, depth = draw(rng, mix["effort"]), draw(rng, mix["depth"])
         if effort == "none" and rng.random() < 0.85:
-            depth = rng.choice(["trivial", "trivial", "easy"])
+            depth = rng.choices(["trivial", "easy"], weights=[4, 1])[0]
         problem, messages = self._conversation(rng, depth)
         style = rng.choice(["full", "full", "low", "medium"]) if effort == "cut" else effort
         system = chains.system_prompt(rng, style if effort != "none" else rng.choice(["full", "low"]))
@@ -73,7 +73,8 @@ class Sampler:
         if effort != "none":
             self._think(rng, problem, style, effort == "cut", ids, weights)
         answer = self.ids(chains.answer_text(problem)) + [self.end]
-        return ids + answer, weights + [1.0] * len(answer)
+        # A guess without a chain has few tokens to learn from, and all of the work is in them.
+        return ids + answer, weights + [1.0 if effort != "none" else 2.0] * len(answer)
 
     def _think(self, rng, problem, style, cut, ids, weights):
         def put(text, weight):

@@ -2,7 +2,7 @@
 
 from problem import Problem, phrase
 from split import key_of
-from steps import add_columns, divide_digit, divide_long, mul_digit, multiply, sub_columns
+from steps import add_columns, divide_digit, divide_long, mul_digit, multiply, running, sub_columns
 
 ADD = ["What is {q}?", "Calculate {q}.", "Work out {q}.", "{q} = ?", "Please add {q}.", "Find the sum {q}."]
 SUB = ["What is {q}?", "Calculate {q}.", "Work out {q}.", "{q} = ?", "Find {q}."]
@@ -33,10 +33,7 @@ def add(rng, depth):
         work, _ = add_columns(*numbers)
     else:
         numbers = [rng.randint(100, rng.choice([999, 9999])) for _ in range(rng.randint(4, 6))]
-        total, work = numbers[0], []
-        for n in numbers[1:]:
-            lines, total = add_columns(total, n)
-            work += lines
+        work, _ = running(numbers[0], numbers[1:])
     key = key_of("add", *numbers, commutes=True)
     question = phrase(rng, ADD, q=spaced(rng, "+", *numbers))
     return Problem("add", depth, key, question, str(sum(numbers)), work)
@@ -66,22 +63,21 @@ def sub(rng, depth):
 
 def _add_and_subtract(rng):
     """A chain such as 4312 - 877 + 1290 - 335 + 98."""
-    total = rng.randint(1000, 9999)
-    text, operands, work = str(total), [total], []
+    start = total = rng.randint(1000, 9999)
+    text, operands = str(total), []
     for i in range(rng.randint(3, 5)):
         if (i == 0 or rng.random() < 0.5) and total > 200:
             n = rng.randint(100, min(total, 9999))
-            lines, total = sub_columns(total, n)
             text += f" - {n}"
             operands.append(-n)
         else:
             n = rng.randint(100, 2999)
-            lines, total = add_columns(total, n)
             text += f" + {n}"
             operands.append(n)
-        work += lines
+        total += operands[-1]
+    work, total = running(start, operands)
     question = phrase(rng, SUB, q=text)
-    return Problem("sub", "hard", key_of("sub", *operands), question, str(total), work)
+    return Problem("sub", "hard", key_of("sub", start, *operands), question, str(total), work)
 
 
 def mul(rng, depth):

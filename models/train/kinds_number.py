@@ -94,10 +94,13 @@ def percent(rng, depth):
 
 
 def _price(rng, changes, n):
-    """A price that rises and falls; each change is a percentage of the current price."""
+    """A price that rises and falls; each change is a percentage of the current price. With several changes, those still
+    to come stand behind the price."""
     value, work, parts = n, [], []
-    for p, sign in changes:
+    for i, (p, sign) in enumerate(changes):
         lines, part = _percent_lines(p, value)
+        if len(changes) > 1:
+            work.append(str(value) + ",".join(f"{s * q:+d}%" for q, s in changes[i:]))
         work += lines + [f"{value}{'+' if sign > 0 else '-'}{part}={value + sign * part}"]
         value += sign * part
         parts.append(f"{'rises' if sign > 0 else 'falls'} by {p}%")

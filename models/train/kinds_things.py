@@ -26,7 +26,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def count(rng, depth):
-    """Letters of a string in capitals; each step names place, letter and count so far."""
+    """Letters of a string in capitals; each step names place, letter and count so far. A long string is first copied
+    in tens: a step then has its letter in the ten of its line."""
     size = {"easy": rng.randint(3, 6), "middle": rng.randint(8, 12), "hard": rng.randint(18, 26)}[depth]
     pool = rng.sample(LETTERS, rng.randint(3, 6))
     wanted = rng.choice(pool)
@@ -35,7 +36,9 @@ def count(rng, depth):
     for i, letter in enumerate(text):
         seen += letter == wanted
         steps.append(f"{i + 1}{letter}{seen}")
-    work = [" ".join(steps[i:i + 10]) for i in range(0, size, 10)]
+    tens = range(0, size, 10)
+    work = ["-".join(text[i:i + 10] for i in tens)] if depth == "hard" else []
+    work += [" ".join(steps[i:i + 10]) for i in tens]
     forms = ['How many times does "{w}" appear in "{t}"?', 'Count the letter "{w}" in "{t}".', 'How many "{w}" are in "{t}"?']
     return Problem("count", depth, key_of("count", wanted, text), phrase(rng, forms, w=wanted, t=text), str(seen), work)
 
@@ -70,14 +73,15 @@ def clock(rng, depth):
                  "It is {s}. What time is it in {h} hours and {m} minutes?"]
         key, question = key_of("clock", start, add_h, add_m), phrase(rng, forms, h=add_h, m=add_m, s=start)
     else:
-        h, m, work, parts, operands = hour, minute, [], [], []
-        for i in range(rng.randint(4, 6)):
-            add_h, add_m = rng.randint(0, 4), rng.randint(5, 59)
+        steps = [(rng.randint(0, 4), rng.randint(5, 59)) for _ in range(rng.randint(4, 6))]
+        h, m, work = hour, minute, [start]
+        for i, (add_h, add_m) in enumerate(steps):
+            # What is still to add stands behind the time: the next part is read there.
+            work[-1] += "+" + ",".join(f"{h}h{m}" for h, m in steps[i:])
             lines, h, m = _later(h, m, add_h, add_m)
             work += lines
-            parts.append(f"{add_h} h {add_m} min")
-            operands += [add_h, add_m]
-        key = key_of("clock", start, *operands)
+        parts = [f"{h} h {m} min" for h, m in steps]
+        key = key_of("clock", start, *[n for step in steps for n in step])
         question = f"A trip starts at {start}. Its parts take {', '.join(parts[:-1])} and {parts[-1]}. When does it end?"
     return Problem("clock", depth, key, question, f"{h:02d}:{m:02d}", work, "exact")
 
@@ -120,7 +124,7 @@ def word(rng, depth):
         return _shopping(rng, depth)
     name, item = rng.choice(NAMES), rng.choice(ITEMS)
     have = rng.randint(5, 60)
-    text, work, operands = [f"{name} has {have} {item}."], [], [have]
+    start, text, moves, operands = have, [f"{name} has {have} {item}."], [], [have]
     left = steps
     while left > 0:
         kinds = ["gain", "lose"] + (["packs", "packs", "share"] if left > 1 or depth == "easy" else []) + (["double"] if have < 60 else []) + \
@@ -129,40 +133,59 @@ def word(rng, depth):
         if what == "packs" and left > 1 and have < 150:
             n, each = rng.randint(2, 9), rng.randint(2, 9)
             text.append(rng.choice(["Then {n} friends bring {e} {i} each.", "Then {n} bags with {e} {i} each are added."]).format(n=n, e=each, i=item))
-            work += [f"{n}*{each}={n * each}", f"{have}+{n * each}={have + n * each}"]
+            moves.append(("+", n, each))
             have, left = have + n * each, left - 2
             operands += ["p", n, each]
         elif what == "share" and left > 1 and have > 12:
             n = rng.randint(2, 5)
             each = rng.randint(1, min(9, have // n - 1)) if have // n > 1 else 1
             text.append(f"{name} gives {n} friends {each} {item} each.")
-            work += [f"{n}*{each}={n * each}", f"{have}-{n * each}={have - n * each}"]
+            moves.append(("-", n, each))
             have, left = have - n * each, left - 2
             operands += ["s", n, each]
         elif what == "double":
             text.append(f"Then the number doubles.")
-            work.append(f"{have}*2={have * 2}")
+            moves.append(("*", 2))
             have, left = have * 2, left - 1
             operands.append("d")
         elif what == "half":
             text.append(f"Half of them are lost.")
-            work.append(f"{have}/2={have // 2}")
+            moves.append(("/", 2))
             have, left = have // 2, left - 1
             operands.append("h")
         elif what == "lose" and have > 10:
             n = rng.randint(2, min(have - 2, 60))
             text.append(rng.choice(["{a} loses {n}.", "{a} gives away {n}.", "{a} sells {n} of them."]).format(a=name, n=n))
-            work.append(f"{have}-{n}={have - n}")
+            moves.append(("-", n))
             have, left = have - n, left - 1
             operands.append(-n)
         elif what in ("gain", "lose") and have < 150:
             n = rng.randint(2, 50)
             text.append(rng.choice(["{a} buys {n} more.", "{a} finds {n} more.", "{a} gets {n} from {b}."]).format(a=name, n=n, b=rng.choice(NAMES)))
-            work.append(f"{have}+{n}={have + n}")
+            moves.append(("+", n))
             have, left = have + n, left - 1
             operands.append(n)
+    work, result = _moves(start, moves, listed=depth == "hard")
+    assert result == have
     text.append(f"How many {item} does {name} have {rng.choice(['now', 'in the end', 'left'])}?")
     return Problem("word", depth, key_of("word", *operands), " ".join(text), str(have), work)
+
+
+def _moves(have, moves, listed):
+    """A story as sums: ("+", 5) is five more, ("+", 2, 5) two times five more. A long story is first read into a list,
+    26,*2,+8*5,+46; the rest of the list then follows each result, so that no step is skipped or done twice."""
+    written = [move[0] + "*".join(map(str, move[1:])) for move in moves]
+    lines = [",".join([str(have), *written])] if listed else []
+    for i, (sign, *factors) in enumerate(moves):
+        n = factors[0]
+        if len(factors) == 2:
+            n *= factors[1]
+            lines.append(f"{factors[0]}*{factors[1]}={n}")
+        result = {"+": have + n, "-": have - n, "*": have * n, "/": have // n}[sign]
+        rest = "".join("," + w for w in written[i + 1:]) if listed else ""
+        lines.append(f"{have}{sign}{n}={result}{rest}")
+        have = result
+    return lines, have
 
 
 def _shopping(rng, depth):

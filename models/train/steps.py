@@ -11,11 +11,11 @@ with a wrong line cannot be generated.
 """
 
 
-def add_columns(a, b):
-    """478+56 -> 478+056 / 8+6+0=14:4 / 7+5+1=13:34 / 4+0+1=5:534."""
+def add_columns(a, b, rest=""):
+    """478+56 -> 478+056 / 8+6+0=14:4 / 7+5+1=13:34 / 4+0+1=5:534. `rest`: what is still to do, see `running`."""
     width = max(len(str(a)), len(str(b)))
     top, bottom = str(a).zfill(width), str(b).zfill(width)
-    lines, carry, done = [f"{top}+{bottom}"], 0, ""
+    lines, carry, done = [f"{top}+{bottom}{rest}"], 0, ""
     for i in range(width - 1, -1, -1):
         total = int(top[i]) + int(bottom[i]) + carry
         done = (str(total) if i == 0 else str(total % 10)) + done
@@ -25,7 +25,7 @@ def add_columns(a, b):
     return lines, a + b
 
 
-def sub_columns(a, b):
+def sub_columns(a, b, rest=""):
     """478-59 -> 478-059 / 18-9-0=9:9 / 7-5-1=1:19 / 4-0-0=4:419.
 
     A column that must borrow shows it as a leading 1; the next line then
@@ -34,7 +34,7 @@ def sub_columns(a, b):
     assert a >= b
     width = len(str(a))
     top, bottom = str(a), str(b).zfill(width)
-    lines, borrow, done = [f"{top}-{bottom}"], 0, ""
+    lines, borrow, done = [f"{top}-{bottom}{rest}"], 0, ""
     for i in range(width - 1, -1, -1):
         upper, lower = int(top[i]), int(bottom[i])
         need = upper - lower - borrow < 0
@@ -46,6 +46,17 @@ def sub_columns(a, b):
     if done != str(a - b):
         lines.append(f"={a - b}")
     return lines, a - b
+
+
+def running(total, operands):
+    """total plus the signed operands, one after another. Each head line carries what is still to do, so that the next
+    operand is read from the line above and not looked for in the question: 12+05,-3,+8 / ... / 17-03,+8 / ..."""
+    lines = []
+    for i, n in enumerate(operands):
+        rest = "".join(f",{m:+d}" for m in operands[i + 1:])
+        block, total = (sub_columns if n < 0 else add_columns)(total, abs(n), rest)
+        lines += block
+    return lines, total
 
 
 def mul_digit(a, d, zeros=0):

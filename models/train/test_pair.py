@@ -117,7 +117,7 @@ def test_samples():
     sampler = Sampler(TOKENIZER, 3)
     for i in range(300):
         ids, weights = sampler.sample(i, 0.9)
-        assert len(ids) == len(weights) <= 2048 and ids[-1] == sampler.end and weights[-1] == 1.0
+        assert len(ids) == len(weights) <= 2048 and ids[-1] == sampler.end and weights[-1] >= 1.0
         assert sampler.sample(i, 0.9) == (ids, weights)
 
 

@@ -38,6 +38,7 @@ def arguments():
     p.add_argument("--adam-lr", type=float, default=0.003)
     p.add_argument("--decay-from", type=float, default=0.5, help="share of the run after which the rate falls to zero")
     p.add_argument("--seed", type=int, default=7)
+    p.add_argument("--curriculum", type=float, nargs=2, default=(0.45, 0.75), help="progress until which chains are short, and from which they are long")
     p.add_argument("--kind-weights", type=json.loads, help="JSON: {'kind.depth': weight}")
     p.add_argument("--save-every", type=float, default=240, help="seconds")
     p.add_argument("--init", help="model folder whose weights a new run begins with")
@@ -140,7 +141,7 @@ def work(rank, args):
         muon.load_state_dict(state["muon"])
         adam.load_state_dict(state["adam"])
         step, seen, where = state["step"], state["tokens"], state["where"]
-    batches = Batches(Sampler(tokenizer, args.seed, kind_weights=args.kind_weights), rank, args.batch, *where[rank])
+    batches = Batches(Sampler(tokenizer, args.seed, kind_weights=args.kind_weights, curriculum=args.curriculum), rank, args.batch, *where[rank])
     compute = loss_sum if args.no_compile else torch.compile(loss_sum, dynamic=True)
     log = open(Path(args.run) / "log.jsonl", "a") if rank == 0 else None
     losses, saved, began, began_tokens = [], time.time(), time.time(), seen

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ponder_actors::{BatchRunner, Loader, Submission, System, SystemOptions};
 use ponder_engine::backend::{Backend, DeviceInfo, DeviceKind};
 use ponder_engine::checkpoint::{Checkpoint, GenerationDefaults};
+use ponder_engine::kv::CacheOptions;
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
 use ponder_engine::request::SamplingParams;
@@ -22,12 +23,14 @@ use crate::memory::Sizing;
 use crate::opened::{LoadProgress, Opened, describe};
 use crate::options::EngineOptions;
 use crate::prompt::{Prompt, Prompter, Rendered};
+use crate::warm::AfterTurn;
 
 /// A loaded model that answers requests, many at once. Dropping it ends its threads; what is in flight
 /// then ends without an answer.
 pub struct Engine {
     system: System,
-    prompter: Prompter,
+    prompter: Arc<Prompter>,
+    prefix_caching: bool,
     config: ModelConfig,
     generation: GenerationDefaults,
     device: DeviceInfo,
@@ -74,9 +77,16 @@ impl Engine {
         params.validate(self.config.vocab)?;
         let n = usize::from(params.n);
         let eos = self.generation.eos.clone();
-        let Rendered { tokens, thinking, grammar } = prompt;
+        let after = prompt.turn.filter(|_| self.prefix_caching).map(|turn| AfterTurn {
+            handle: self.system.handle().clone(),
+            prompter: self.prompter.clone(),
+            turn,
+            prompt: prompt.tokens.clone(),
+            tenant: params.cache_salt.clone(),
+        });
+        let Rendered { tokens, thinking, grammar, .. } = prompt;
         let submission = Submission { prompt: tokens, params, eos, thinking, grammar, tenant: "".into() };
-        Ok(Choices::new(self.system.handle().submit(submission).await?, started, n))
+        Ok(Choices::new(self.system.handle().submit(submission).await?, started, n, after))
     }
 
     /// Turns prompts into tokens.
@@ -158,6 +168,11 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         let draft =
             draft.map(|draft| drafting::setup(&options, draft, &checkpoint.config, &sizing.runner)).transpose()?;
         let system = SystemOptions {
+            cache: CacheOptions {
+                prefix_caching: options.prefix_caching,
+                host_blocks: sizing.swap_blocks(options.swap_space),
+                preemption: options.preemption,
+            },
             scheduler: scheduler_options(&options, &sizing),
             target: loader(options.model.clone(), First { checkpoint, report: Some(report) }, sizing.runner, make),
             tokenizer: prompter.tokenizer().clone(),
@@ -176,7 +191,8 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         });
         let system = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         system.handle().tracer().listen(options.trace.is_some());
-        Ok(Engine { system, prompter, config, generation, device: info, sizing, trace: options.trace })
+        let (prompter, prefix_caching) = (Arc::new(prompter), options.prefix_caching);
+        Ok(Engine { system, prompter, prefix_caching, config, generation, device: info, sizing, trace: options.trace })
     }
 }
 

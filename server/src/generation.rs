@@ -9,6 +9,8 @@ use ponder_engine::schedule::Finished;
 use ponder_engine::spec::SpecReport;
 use ponder_engine::{DeviceFault, Error, Result};
 
+use crate::warm::AfterTurn;
+
 /// Something new.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
@@ -33,7 +35,7 @@ pub struct Completion {
     pub reasoning: String,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that another request had left in the cache.
+    /// Those of them that were in the cache already, and not computed.
     pub cached_tokens: usize,
     /// Tokens generated: thinking, answer, and the end token.
     pub completion_tokens: usize,
@@ -101,6 +103,7 @@ impl Timings {
 /// All answers of a request in flight, `n` of them. Dropping it cancels those that have not ended.
 pub struct Choices {
     inner: ponder_actors::Generation,
+    after: Option<AfterTurn>,
     started: Instant,
     answers: Vec<Answer>,
     ready: VecDeque<(usize, Update)>,
@@ -118,9 +121,9 @@ struct Answer {
 }
 
 impl Choices {
-    pub(crate) fn new(inner: ponder_actors::Generation, started: Instant, n: usize) -> Self {
+    pub(crate) fn new(inner: ponder_actors::Generation, started: Instant, n: usize, after: Option<AfterTurn>) -> Self {
         let answers = (0..n).map(|_| Answer::default()).collect();
-        Self { inner, started, answers, ready: VecDeque::new() }
+        Self { inner, after, started, answers, ready: VecDeque::new() }
     }
 
     /// The engine's id of the request.
@@ -169,8 +172,13 @@ impl Choices {
             self.ready.push_back((choice, Update::ToolCall(update.tool_call)));
         }
         if let Some(finished) = update.finish {
-            let answer = std::mem::take(answer);
-            self.ready.push_back((choice, Update::Done(Box::new(answer.completion(finished, now)))));
+            let done = std::mem::take(answer).completion(finished, now);
+            // Only thinking is stripped from later turns; of several answers the conversation goes on from one.
+            let goes_on = !matches!(done.finish, Finish::Cancelled | Finish::Failed { .. }) && !done.text.is_empty();
+            if let Some(after) = self.after.take_if(|_| goes_on && done.reasoning_tokens > 0) {
+                after.ended(&done.token_ids, &done.text);
+            }
+            self.ready.push_back((choice, Update::Done(Box::new(done))));
         }
     }
 }
@@ -188,7 +196,7 @@ impl Answer {
             tool_calls: self.tool_calls,
             reasoning: self.reasoning,
             prompt_tokens: prompt,
-            cached_tokens: 0,
+            cached_tokens: finished.cached_tokens,
             completion_tokens: generated,
             reasoning_tokens: finished.reasoning_tokens,
             recomputed_tokens: finished.recomputed_tokens,

@@ -31,10 +31,13 @@ mod options;
 pub mod prompt;
 mod reasoner;
 pub mod score;
+mod warm;
 
 pub use backends::WithBackend;
 pub use engine::Engine;
 pub use generation::{Choices, Completion, Generation, Timings, Update};
 pub use opened::{LoadProgress, Opened};
-pub use options::{BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, DraftOptions, EngineOptions};
+pub use options::{
+    BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, DEFAULT_SWAP_SPACE, DraftOptions, EngineOptions,
+};
 pub use prompt::Prompt;

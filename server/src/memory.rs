@@ -33,6 +33,13 @@ impl Sizing {
         self.runner.kv.blocks * self.runner.kv.block_size
     }
     /// Bytes of the KV pool, scales aside.
+    /// Blocks of host memory for preempted sequences: as asked for, but never more than a quarter of what is free.
+    pub fn swap_blocks(&self, swap_space: u64) -> usize {
+        let bytes = main_memory().map_or(swap_space, |m| swap_space.min(m.free / 4));
+        let block = self.plan.kv.per_token() * self.runner.kv.block_size as u64 + self.plan.kv.scales_per_block();
+        (bytes / block.max(1)).min(u32::MAX.into()) as usize
+    }
+    /// Bytes of the KV pool.
     pub fn pool_bytes(&self) -> u64 {
         self.pool_tokens() as u64 * self.plan.kv_per_token()
     }

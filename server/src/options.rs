@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ponder_engine::format::KvFormat;
+use ponder_engine::kv::Preemption;
 use ponder_engine::schedule::DraftPolicy;
 use ponder_engine::spec::{LengthOptions, Lookup};
 use ponder_engine::{Error, Result};
@@ -99,6 +100,12 @@ pub struct EngineOptions {
     /// Share of the device's memory that may be used, above 0 and at most 1. If it is given, the KV pool takes
     /// all that weights and activations leave of it; if not, [`DEFAULT_MEMORY_SHARE`] bounds a modest pool.
     pub gpu_memory_utilization: Option<f64>,
+    /// Whether what one request computed serves others that begin the same.
+    pub prefix_caching: bool,
+    /// Bytes of host memory for preempted requests, taken as they are needed.
+    pub swap_space: u64,
+    /// How requests are preempted when the KV pool is short.
+    pub preemption: Preemption,
     /// Tokens per KV block.
     pub block_size: usize,
     /// Most tokens of one prompt in one step.
@@ -128,6 +135,8 @@ pub const DEFAULT_MODEL_LEN: usize = 8192;
 
 /// Share of the device's memory that may be used if the caller does not say.
 pub const DEFAULT_MEMORY_SHARE: f64 = 0.9;
+/// Host memory for preempted requests if the caller does not say: 4 GiB, as in vLLM.
+pub const DEFAULT_SWAP_SPACE: u64 = 4 << 30;
 
 /// How many of the longest sequences the KV pool holds if the caller does not say.
 pub const DEFAULT_POOL_SEQS: usize = 4;
@@ -145,6 +154,9 @@ impl EngineOptions {
             max_num_seqs: 16,
             kv_memory: None,
             gpu_memory_utilization: None,
+            prefix_caching: true,
+            swap_space: DEFAULT_SWAP_SPACE,
+            preemption: Preemption::Auto,
             block_size: 16,
             prefill_chunk: 512,
             max_step_tokens: 512,

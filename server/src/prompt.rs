@@ -12,6 +12,7 @@ use ponder_engine::{Error, Result};
 
 use crate::options::EngineOptions;
 use crate::reasoner::{Reasoner, with_hint};
+use crate::warm::Turn;
 
 /// What a user asks.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub struct Rendered {
     pub thinking: Option<Arc<Thinking>>,
     /// What its answers keep to; `None`, as the prompter makes it: nothing.
     pub grammar: Option<GrammarSource>,
+    /// The conversation that it is a turn of.
+    pub(crate) turn: Option<Turn>,
 }
 
 /// Turns prompts into tokens.
@@ -108,7 +111,12 @@ impl Prompter {
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Chat(messages, options) => return self.chat(messages, options),
         };
-        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None, grammar: None }) }
+        if tokens.is_empty() { empty() } else { Ok(Rendered { tokens, thinking: None, grammar: None, turn: None }) }
+    }
+
+    /// A conversation's tokens.
+    pub(crate) fn chat_tokens(&self, messages: &[Message], options: &RenderOptions) -> Result<Vec<u32>> {
+        self.chat(messages, options).map(|rendered| rendered.tokens)
     }
 
     /// The same for a request: its effort may add a sentence to the system prompt, switch the thinking off, or
@@ -150,6 +158,7 @@ impl Prompter {
         let pieces = template.render(messages, options)?;
         let tokens = self.tokenizer.encode_pieces(&pieces)?;
         let thinking = self.markers.as_ref().map(|m| Arc::new(Thinking::new(m.clone(), m.start_of(&pieces))));
-        Ok(Rendered { tokens, thinking, grammar: None })
+        let turn = Some(Turn { messages: messages.to_vec(), options: options.clone() });
+        Ok(Rendered { tokens, thinking, grammar: None, turn })
     }
 }

@@ -35,6 +35,7 @@ pub fn score<B: Backend>(
             block_tables: vec![(0..blocks).collect()],
             logit_rows: (start..end).filter(|p| *p >= from).map(|p| greedy(p - start, p)).collect(),
             want_logits: true,
+            ..Batch::default()
         };
         let out = runner.run(&batch)?;
         for (i, logits) in out.logits.chunks_exact(vocab).enumerate() {

@@ -23,6 +23,8 @@ use crate::variants::Variant;
 const ROW_BUCKETS: [usize; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
 /// Outputs up to this size are copied to mappable memory at the end of each launch.
 const READBACK_BYTES: u64 = 64 << 10;
+/// Blocks of the cache are copied to the host in pieces of this size.
+const READBACK_PART: usize = 16 << 20;
 /// Weights are uploaded in pieces, waiting after so many bytes: staging memory grows until a submission.
 const UPLOAD_BYTES: u64 = 64 << 20;
 /// Compiling every kernel of a program may take minutes on a busy machine with a software driver.
@@ -322,6 +324,19 @@ impl WgpuBackend {
         Ok(())
     }
 
+    /// Copies blocks of `bytes` each to the host in one submission.
+    fn try_save(&self, plain: &Plain, bytes: usize, blocks: &[u32], out: &mut [u8]) -> Result<(), DeviceFault> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = self.create("saved blocks", out.len() as u64, usage)?;
+        let mut encoder = self.opened.device.create_command_encoder(&Default::default());
+        for (i, block) in blocks.iter().enumerate() {
+            let (from, to) = (u64::from(*block) * bytes as u64, (i * bytes) as u64);
+            encoder.copy_buffer_to_buffer(&plain.buffer, from, &staging, to, bytes as u64);
+        }
+        self.opened.queue.submit([encoder.finish()]);
+        self.map(&staging, out)
+    }
+
     fn try_read(&self, plain: &Plain, out: &mut [u8]) -> Result<(), DeviceFault> {
         if let Some(staging) = &plain.staging {
             return self.map(staging, out);
@@ -410,6 +425,25 @@ impl Backend for WgpuBackend {
     fn read(&mut self, buffer: &Buffer, out: &mut [u8]) -> Result<()> {
         let plain = self.plain(buffer, out.len())?;
         self.try_read(plain, out).map_err(|e| self.error(e))
+    }
+
+    fn save_blocks(&mut self, buffer: &Buffer, decl: &SlotDecl, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        let bytes = self.block_bytes(decl);
+        let plain = self.plain(buffer, decl.bytes())?;
+        let most = (READBACK_PART / bytes).max(1);
+        for (blocks, out) in blocks.chunks(most).zip(out.chunks_mut(most * bytes)) {
+            self.try_save(plain, bytes, blocks, out).map_err(|e| self.error(e))?;
+        }
+        Ok(())
+    }
+
+    fn load_blocks(&mut self, buffer: &Buffer, decl: &SlotDecl, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        let size = self.block_bytes(decl);
+        let plain = self.plain(buffer, decl.bytes())?;
+        for (block, bytes) in blocks.iter().zip(bytes.chunks_exact(size)) {
+            self.opened.queue.write_buffer(&plain.buffer, u64::from(*block) * size as u64, bytes);
+        }
+        Ok(())
     }
 
     fn compile(&mut self, program: &Program, bound: &Bound<Buffer>) -> Result<Plan> {

@@ -393,14 +393,15 @@ impl Planner<'_> {
     }
 
     fn copy_blocks(&mut self, o: &op::CopyBlocks) -> Steps {
-        for slot in o.cache.slots() {
-            let decl = self.program.decl(slot);
-            let words = decl.bytes() / decl.shape[0].max(1) / 4;
-            let buffers = vec![("pairs", self.plain(o.pairs)?), ("cache", self.plain(slot)?)];
-            let grid = [words.div_ceil(64), self.program.rows, 1];
-            self.push(variants::plain("copy"), vec![("words", words as u32)], buffers, grid)?;
+        let decl = self.program.decl(o.cache);
+        let bytes = decl.bytes() / decl.shape[0].max(1);
+        if !bytes.is_multiple_of(4) {
+            return Err(unsupported(format!("KV blocks of {bytes} bytes: not a multiple of 4")));
         }
-        Ok(())
+        let words = bytes / 4;
+        let buffers = vec![("pairs", self.plain(o.pairs)?), ("cache", self.plain(o.cache)?)];
+        let grid = [words.div_ceil(64), self.program.rows, 1];
+        self.push(variants::plain("copy"), vec![("words", words as u32)], buffers, grid)
     }
 }
 

@@ -62,6 +62,11 @@ fn chunks_keep_their_bits() {
 }
 
 #[test]
+fn blocks_move() {
+    on_adapters(Profile::Cpu { broadcast: true }, true, check::blocks_move);
+}
+
+#[test]
 fn fused_ops_equal_their_parts() {
     on_adapters(Profile::Cpu { broadcast: true }, false, check::agrees_with_reference);
 }

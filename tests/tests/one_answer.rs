@@ -1,10 +1,12 @@
 //! One answer: a request's tokens are the same alone, in company, in chunks of any size, on any number
-//! of threads, and with a pool so small that it is preempted.
+//! of threads, whatever of it is in the cache already, and with a pool so small that it is preempted, be it computed
+//! again or swapped.
 
 use std::path::PathBuf;
 
-use ponder::{BackendChoice, Engine, EngineOptions, Generation, Prompt};
+use ponder::{BackendChoice, Completion, Engine, EngineOptions, Generation, Prompt};
 use ponder_engine::format::{Format, KvFormat};
+use ponder_engine::kv::Preemption;
 use ponder_engine::request::SamplingParams;
 use ponder_tests::{smollm2, tiny_model};
 use safetensors::Dtype;
@@ -18,17 +20,30 @@ struct Way {
     company: usize,
     /// Tokens of the longest sequences that the pool holds; 0 is plenty.
     pool: usize,
+    /// Times that everything is asked before: its prompts, and its answers, are in the cache.
+    before: usize,
+    preemption: Preemption,
+    caching: bool,
 }
 
-const ALONE: Way = Way { chunk: 512, threads: 1, company: 0, pool: 0 };
+const ALONE: Way =
+    Way { chunk: 512, threads: 1, company: 0, pool: 0, before: 0, preemption: Preemption::Auto, caching: false };
 
-const WAYS: [Way; 6] = [
+const CACHED: Way = Way { caching: true, ..ALONE };
+
+const WAYS: [Way; 12] = [
     Way { threads: 2, ..ALONE },
     Way { chunk: 1, threads: 2, ..ALONE },
     Way { chunk: 7, ..ALONE },
     Way { company: 16, threads: 2, ..ALONE },
-    Way { company: 16, chunk: 7, threads: 2, pool: 0 },
-    Way { company: 5, chunk: 7, threads: 1, pool: 2 },
+    Way { company: 16, chunk: 7, threads: 2, ..ALONE },
+    Way { company: 5, chunk: 7, pool: 2, ..ALONE },
+    CACHED,
+    Way { before: 2, ..CACHED },
+    Way { before: 1, company: 16, chunk: 7, threads: 2, ..CACHED },
+    Way { company: 12, pool: 1, preemption: Preemption::Recompute, ..CACHED },
+    Way { company: 12, pool: 1, chunk: 7, preemption: Preemption::Swap, ..CACHED },
+    Way { company: 12, pool: 1, preemption: Preemption::Swap, ..ALONE },
 ];
 
 struct Case {
@@ -46,6 +61,9 @@ impl Case {
             threads: way.threads,
             max_num_seqs: way.company + 1,
             max_step_tokens: 512,
+            prefix_caching: way.caching,
+            preemption: way.preemption,
+            swap_space: 64 << 20,
             ..self.options.clone()
         };
         let mut options = options;
@@ -60,8 +78,17 @@ impl Case {
             let params = SamplingParams { seed: self.params.seed + i as u64, ..self.params.clone() };
             engine.generate(prompt, params).unwrap()
         };
-        let running: Vec<Generation> = (0..=way.company.max(count - 1)).map(ask).collect();
-        running.into_iter().take(count).map(|g| g.complete().unwrap().token_ids).collect()
+        let all = way.company.max(count - 1);
+        for _ in 0..way.before {
+            (0..=all).map(ask).collect::<Vec<_>>().into_iter().for_each(|g| drop(g.complete().unwrap()));
+        }
+        let running: Vec<Generation> = (0..=all).map(ask).collect();
+        let ended: Vec<_> = running.into_iter().map(|g| g.complete().unwrap()).collect();
+        let cached = |c: &Completion| c.cached_tokens > c.prompt_tokens / 2;
+        assert!(way.before == 0 || ended.iter().all(cached), "{way:?}: nothing was found in the cache");
+        let recomputed: usize = ended.iter().map(|c| c.recomputed_tokens).sum();
+        assert!(way.preemption != Preemption::Recompute || recomputed > 0, "{way:?}: nobody was preempted");
+        ended.into_iter().take(count).map(|c| c.token_ids).collect()
     }
 
     fn check(&self, name: &str, ways: &[Way]) {

@@ -7,10 +7,12 @@ use super::reference::ReferenceBackend;
 use super::{Backend, Bound, cast_vec};
 use crate::error::{DeviceFault, Error, Result};
 use crate::format::KvFormat;
+use crate::kv::Copies;
+use crate::model::mover::BlockMover;
 use crate::op::lower::lower;
 use crate::op::problem::{Expected, Problem, noise, problems};
 use crate::op::{Attention, KvStore};
-use crate::program::{Elem, Program, Role};
+use crate::program::{Elem, Program, Role, SlotDecl};
 
 /// Runs a problem; returns the bytes of its outputs.
 pub fn run<B: Backend>(backend: &mut B, problem: &Problem) -> Result<Vec<Vec<u8>>> {
@@ -51,6 +53,54 @@ fn bind<B: Backend>(backend: &mut B, problem: &Problem, program: &Program, bound
         bound.insert(decl.name.clone(), buffer);
     }
     Ok(())
+}
+
+/// Blocks that move within the device, to host memory and back, byte for byte: a cache, and a slot of odd words
+/// beside it, as scales are. Returns how many copies were looked at.
+pub fn blocks_move<B: Backend>(backend: &mut B) -> Result<usize> {
+    const BLOCKS: usize = 90;
+    let kv =
+        |name: &str, elem, shape: &[usize]| SlotDecl { name: name.into(), role: Role::Kv, elem, shape: shape.into() };
+    let slots = [kv("k", Elem::Kv(KvFormat::F16), &[BLOCKS, 4, 2, 16]), kv("scales", Elem::F32, &[BLOCKS, 3])];
+    let live = SlotDecl { name: "live".into(), role: Role::Input, elem: Elem::U32, shape: vec![2] };
+    let mut bound: Bound<B::Buffer> = HashMap::from([(live.name.clone(), backend.alloc(&live)?)]);
+    let mut mover = BlockMover::default();
+    let all: Vec<u32> = (0..BLOCKS as u32).collect();
+    let mut want: Vec<Vec<u8>> = Vec::new();
+    for (i, slot) in slots.iter().enumerate() {
+        let bytes: Vec<u8> = (0..BLOCKS * backend.block_bytes(slot)).map(|b| (b * 7 + b / 256 + i) as u8).collect();
+        let buffer = backend.alloc(slot)?;
+        backend.load_blocks(&buffer, slot, &all, &bytes)?;
+        bound.insert(slot.name.clone(), buffer);
+        mover.know(slot.clone());
+        want.push(bytes);
+    }
+    // More pairs than one launch takes; saved blocks are overwritten by what is loaded and copied after them.
+    let first = Copies { save: vec![(3, 1), (80, 0), (5, 2)], ..Copies::default() };
+    let second = Copies {
+        save: vec![(7, 3)],
+        load: vec![(1, 80), (3, 3), (0, 7)],
+        copy: (0..70).filter(|b| ![3, 7].contains(b)).map(|b| (80, b)).collect(),
+    };
+    for copies in [&first, &second] {
+        mover.run(backend, &mut bound, copies)?;
+    }
+    for (slot, want) in slots.iter().zip(&mut want) {
+        let bytes = backend.block_bytes(slot);
+        let old = want.clone();
+        let mut put = |to: u32, from: u32| {
+            want[to as usize * bytes..][..bytes].copy_from_slice(&old[from as usize * bytes..][..bytes]);
+        };
+        [(80, 3), (3, 7), (7, 80)].into_iter().for_each(|(to, from)| put(to, from));
+        second.copy.iter().for_each(|(_, to)| put(*to, 3));
+        let mut got = vec![0; want.len()];
+        backend.save_blocks(&bound[&slot.name], slot, &all, &mut got)?;
+        if let Some(at) = got.iter().zip(want.iter()).position(|(got, want)| got != want) {
+            let what = format!("block {} of {} is not what was copied there", at / bytes, slot.name);
+            return Err(Error::Device { device: backend.info().name.clone(), what: DeviceFault::Rejected(what) });
+        }
+    }
+    Ok(second.copy.len() + 6)
 }
 
 /// Compares `backend` with the oracle on every problem at some numbers of rows.

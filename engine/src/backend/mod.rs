@@ -79,6 +79,14 @@ pub trait Backend: 'static {
     fn write(&mut self, buffer: &Self::Buffer, bytes: &[u8]) -> Result<()>;
     /// Copies the front of an output buffer into `out`. Call it after `wait`.
     fn read(&mut self, buffer: &Self::Buffer, out: &mut [u8]) -> Result<()>;
+    /// Bytes that one block of a KV slot takes in host memory.
+    fn block_bytes(&self, decl: &SlotDecl) -> usize {
+        decl.bytes() / decl.shape[0].max(1)
+    }
+    /// Copies blocks of a KV buffer to host memory, exactly: `[blocks, block_bytes]`. Call it between launches.
+    fn save_blocks(&mut self, buffer: &Self::Buffer, decl: &SlotDecl, blocks: &[u32], out: &mut [u8]) -> Result<()>;
+    /// Puts blocks that were saved into any blocks of a buffer of the same declaration, before the next launch.
+    fn load_blocks(&mut self, buffer: &Self::Buffer, decl: &SlotDecl, blocks: &[u32], bytes: &[u8]) -> Result<()>;
     /// Compiles. Scratch is the plan's own; every other slot is found in `bound` by name.
     fn compile(&mut self, program: &Program, bound: &Bound<Self::Buffer>) -> Result<Self::Plan>;
     /// Starts the work with the present contents of the inputs.

@@ -159,6 +159,26 @@ impl Backend for ReferenceBackend {
         out.copy_from_slice(&bytes[..out.len()]);
         Ok(())
     }
+    fn block_bytes(&self, decl: &SlotDecl) -> usize {
+        8 * decl.shape[1..].iter().product::<usize>()
+    }
+    fn save_blocks(&mut self, buffer: &Buffer, decl: &SlotDecl, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        let bytes = self.block_bytes(decl);
+        let Values::F64(values) = &*buffer.borrow() else { panic!("{} holds no numbers", decl.name) };
+        for (block, out) in blocks.iter().zip(out.chunks_exact_mut(bytes)) {
+            let values = &values[*block as usize * bytes / 8..][..bytes / 8];
+            out.copy_from_slice(bytemuck::cast_slice(values));
+        }
+        Ok(())
+    }
+    fn load_blocks(&mut self, buffer: &Buffer, decl: &SlotDecl, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        let size = self.block_bytes(decl);
+        let Values::F64(values) = &mut *buffer.borrow_mut() else { panic!("{} holds no numbers", decl.name) };
+        for (block, bytes) in blocks.iter().zip(bytes.chunks_exact(size)) {
+            values[*block as usize * size / 8..][..size / 8].copy_from_slice(&cast_vec::<f64>(bytes));
+        }
+        Ok(())
+    }
     fn compile(&mut self, program: &Program, bound: &Bound<Buffer>) -> Result<Plan> {
         let buffers = program
             .slots

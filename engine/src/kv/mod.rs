@@ -1,32 +1,96 @@
-//! The paged KV cache on the host's side: which physical blocks belong to whom.
+//! The paged KV cache on the host's side: which physical blocks belong to whom, and what they hold.
 //!
-//! Blocks are numbers here; their contents are the backend's. Invariant, checked by
-//! [`BlockPool::check`]: every block is free or held by exactly one sequence.
+//! Blocks are numbers here; their contents are the backend's. A block is free, held by sequences, or cached: kept
+//! for whoever comes with the same tokens, until somebody needs the room. Invariants, checked by
+//! [`BlockPool::check`]: free and held and cached blocks are all blocks; every block has one owner, a sequence or a
+//! node of the prefix [`tree`]; and a block that others may read is written by nobody.
+
+mod part;
+mod preempt;
+mod seq;
+mod tree;
 
 pub mod bytes;
 
 use std::collections::HashMap;
 
+pub use part::{Copies, Part, Parts};
+pub use preempt::{Preemption, Rates};
+pub use tree::Tenant;
+
 use crate::request::SeqId;
-use crate::step::{Reserved, SeqPlan, Settled, SettledSeq, StepPlan, Verified};
+use crate::step::{Reserved, Settled, SettledSeq, StepPlan, Verified};
+use preempt::Host;
+use seq::Held;
+use tree::{NodeId, Tree};
+
+/// How a pool is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CacheOptions {
+    /// Whether what one sequence computed serves others with the same beginning.
+    pub prefix_caching: bool,
+    /// Blocks of host memory that preempted sequences may be copied to.
+    pub host_blocks: usize,
+    /// How sequences are preempted.
+    pub preemption: Preemption,
+}
+
+impl Default for CacheOptions {
+    fn default() -> Self {
+        Self { prefix_caching: true, host_blocks: 0, preemption: Preemption::Auto }
+    }
+}
 
 /// All blocks of one cache.
 #[derive(Debug)]
 pub struct BlockPool {
+    options: CacheOptions,
     block_size: usize,
     total: usize,
     free: Vec<u32>,
-    tables: HashMap<SeqId, Vec<u32>>,
+    tree: Tree,
+    seqs: HashMap<SeqId, Held>,
+    /// Nodes that preempted sequences will come back for.
+    parked: HashMap<SeqId, Vec<NodeId>>,
+    host: Host,
+    rates: Rates,
+    /// Nodes that this reservation copies from: they stay until it is made.
+    pinned: Vec<NodeId>,
+    copies: Copies,
 }
 
 impl BlockPool {
     /// A pool of `blocks` free blocks of `block_size` tokens.
     pub fn new(blocks: usize, block_size: usize) -> Self {
-        Self { block_size, total: blocks, free: (0..blocks as u32).rev().collect(), tables: HashMap::new() }
+        Self::with(blocks, block_size, CacheOptions::default())
     }
-    /// Blocks that nobody holds.
+    /// The same, with options.
+    pub fn with(blocks: usize, block_size: usize, options: CacheOptions) -> Self {
+        Self {
+            options,
+            block_size,
+            total: blocks,
+            free: (0..blocks as u32).rev().collect(),
+            tree: Tree::default(),
+            seqs: HashMap::new(),
+            parked: HashMap::new(),
+            host: Host::new(options.host_blocks),
+            rates: Rates::default(),
+            pinned: Vec::new(),
+            copies: Copies::default(),
+        }
+    }
+    /// Blocks that nobody holds: free ones, and cached ones, which are given up when they are needed.
     pub fn free_blocks(&self) -> usize {
-        self.free.len()
+        self.free.len() + self.tree.cached()
+    }
+    /// Those of them that hold something that may be of use.
+    pub fn cached_blocks(&self) -> usize {
+        self.tree.cached()
+    }
+    /// Which blocks these are.
+    pub fn cached(&self) -> impl Iterator<Item = u32> {
+        self.tree.iter().filter(|(_, node)| node.holders == 0).filter_map(|(_, node)| node.block)
     }
     /// All blocks.
     pub fn total_blocks(&self) -> usize {
@@ -37,156 +101,164 @@ impl BlockPool {
     pub fn block_size(&self) -> usize {
         self.block_size
     }
-    /// Who holds which blocks, in order of position.
+    /// Who holds which blocks, in order of position; several may hold the same.
     pub fn tables(&self) -> impl Iterator<Item = (SeqId, &[u32])> {
-        self.tables.iter().map(|(seq, table)| (*seq, table.as_slice()))
+        self.seqs.iter().map(|(seq, held)| (*seq, held.table.as_slice()))
     }
 
-    /// Blocks for every sequence of the plan, drafts included. Where they run out, the least important
-    /// sequence that holds any gives its blocks up: idle ones first, then the plan's last.
+    /// Blocks for every sequence of the plan, drafts included; what is cached already is shared and not computed.
+    /// Where blocks run out, cached ones go first, then guesses are given up, then a sequence behind the one that
+    /// needs them is preempted.
     pub fn reserve(&mut self, mut plan: StepPlan) -> Reserved {
-        for seq in &plan.released {
-            self.release(*seq);
+        self.tree.clock += 1;
+        self.host.begin_step();
+        for seq in std::mem::take(&mut plan.released) {
+            self.release(seq);
+            plan.released.push(seq);
         }
         let mut preempted = Vec::new();
-        let mut tables = Vec::new();
         let mut at = 0;
         while at < plan.seqs.len() {
-            if self.grow(&plan.seqs[at]) {
-                tables.push(self.tables[&plan.seqs[at].seq].clone());
+            if plan.seqs[at].tokens.is_empty() && plan.spare == 0 {
+                // Nobody left it a token: it starts another time.
+                plan.idle.insert(0, plan.seqs.remove(at).seq);
+            } else if self.waits(&plan, at) {
+                let seq = plan.seqs.remove(at);
+                plan.spare += seq.tokens.len();
+                plan.idle.insert(0, seq.seq);
+            } else if self.grow(&mut plan, at) {
                 at += 1;
+            } else if self.take_guesses(&mut plan, at) {
+                // Room enough, perhaps.
             } else if let Some(victim) = self.victim(&plan, at) {
-                self.release(victim);
+                self.preempt(victim);
                 plan.idle.retain(|s| *s != victim);
                 plan.seqs.retain(|s| s.seq != victim);
                 preempted.push(victim);
             } else {
                 // Nobody behind it holds a block: it waits its turn and gives up what it has.
                 let seq = plan.seqs.remove(at).seq;
-                self.release(seq);
+                self.preempt(seq);
                 preempted.push(seq);
             }
         }
-        Reserved { plan, tables, preempted }
+        for node in std::mem::take(&mut self.pinned) {
+            self.tree.let_go(node);
+        }
+        let tables = plan.seqs.iter().map(|s| self.seqs[&s.seq].table.clone()).collect();
+        Reserved { plan, tables, preempted, copies: std::mem::take(&mut self.copies) }
     }
 
-    /// Takes what `seq` lacks; false, and nothing taken, if the pool cannot give it.
-    fn grow(&mut self, seq: &SeqPlan) -> bool {
-        let wanted = (seq.start + seq.tokens.len() + seq.max_drafts).div_ceil(self.block_size);
-        let table = self.tables.entry(seq.seq).or_default();
-        let lacking = wanted.saturating_sub(table.len());
-        if lacking > self.free.len() {
-            return false;
+    /// Gives a sequence of the plan what it lacks; false, and nothing changed, if the pool cannot.
+    fn grow(&mut self, plan: &mut StepPlan, at: usize) -> bool {
+        let seq = &plan.seqs[at];
+        match self.seqs.get(&seq.seq) {
+            Some(held) if seq.start >= held.committed(self.block_size) => {}
+            // It starts; or its log was cut back into a block that others may read by now.
+            _ => return self.open(plan, at),
         }
-        table.extend(self.free.drain(self.free.len() - lacking..).rev());
+        let held = self.seqs.get_mut(&seq.seq).expect("just found");
+        let wanted = (seq.start + seq.tokens.len() + seq.max_drafts).div_ceil(self.block_size);
+        let lacking = wanted.saturating_sub(held.table.len());
+        let Some(blocks) = self.allocate(lacking) else { return false };
+        let held = self.seqs.get_mut(&seq.seq).expect("just found");
+        held.table.extend(blocks);
+        held.follow(seq);
+        self.commit(seq.seq, seq.start + seq.tokens.len(), seq.start);
         true
     }
 
-    /// The least important sequence behind `at` that holds blocks.
-    fn victim(&self, plan: &StepPlan, at: usize) -> Option<SeqId> {
-        let behind = plan.seqs[at + 1..].iter().map(|s| s.seq);
-        let order: Vec<SeqId> = behind.chain(plan.idle.iter().copied()).collect();
-        order.into_iter().rev().find(|s| self.tables.get(s).is_some_and(|t| !t.is_empty()))
+    /// Free blocks, cached ones among them if need be; `None`, and nothing taken, if there are not so many.
+    fn allocate(&mut self, count: usize) -> Option<Vec<u32>> {
+        if count > self.free_blocks() {
+            return None;
+        }
+        while self.free.len() < count {
+            let (block, hosts) = self.tree.evict().expect("cached blocks can be emptied from the leaves up");
+            self.free.push(block);
+            self.host.give_back(hosts);
+        }
+        Some(self.free.drain(self.free.len() - count..).rev().collect())
     }
 
     /// Keeps the blocks of accepted tokens, frees those of rejected drafts.
     pub fn settle(&mut self, verified: Verified) -> Settled {
-        let Verified { drafted, chosen, device_time } = verified;
+        let Verified { drafted, chosen, device_time, copy_time } = verified;
         let plan = drafted.reserved.plan;
+        let rows = plan.seqs.iter().map(|s| s.tokens.len()).sum();
+        self.rates.observe(rows, device_time, &drafted.reserved.copies, copy_time);
         let mut seqs = Vec::new();
         let guesses = drafted.drafts.iter().zip(&drafted.sources);
         for ((seq, chosen), (drafts, source)) in plan.seqs.iter().zip(chosen).zip(guesses) {
             // The last chosen token is not cached yet: it is the next step's input.
-            let accepted = chosen.as_ref().map_or(0, |c| c.len().saturating_sub(1));
-            let cached = seq.start + seq.tokens.len() + accepted;
-            self.truncate(seq.seq, cached);
-            seqs.push(SettledSeq { seq: seq.seq, cached, chosen, drafted: drafts.len(), source: *source });
+            let accepted = chosen.as_ref().map_or(&[][..], |c| &c[..c.len().saturating_sub(1)]);
+            let (start, cached) = (seq.start, seq.start + seq.tokens.len() + accepted.len());
+            self.keep(seq, accepted, chosen.is_err());
+            let (seq, drafted, source) = (seq.seq, drafts.len(), *source);
+            seqs.push(SettledSeq { seq, start, cached, chosen, drafted, source });
         }
         let (id, preempted) = (plan.id, drafted.reserved.preempted);
-        let (draft_time, passes) = (drafted.draft_time, drafted.passes);
-        let took = Default::default();
-        Settled { id, seqs, preempted, free_blocks: self.free.len(), device_time, draft_time, passes, took }
+        let (draft_time, passes, took) = (drafted.draft_time, drafted.passes, Default::default());
+        let free_blocks = self.free_blocks();
+        Settled { id, seqs, preempted, free_blocks, rows, device_time, draft_time, passes, took }
     }
 
-    fn truncate(&mut self, seq: SeqId, tokens: usize) {
-        if let Some(table) = self.tables.get_mut(&seq) {
-            let keep = tokens.div_ceil(self.block_size).min(table.len());
-            self.free.extend(table.drain(keep..).rev());
-        }
-    }
-
-    /// Frees everything that `seq` holds.
-    pub fn release(&mut self, seq: SeqId) {
-        if let Some(table) = self.tables.remove(&seq) {
-            self.free.extend(table.into_iter().rev());
-        }
-    }
-
-    /// Forgets every sequence: the device's memory is gone.
+    /// Forgets everything: the device's memory is gone, and the host copies with its thread.
     pub fn clear(&mut self) {
-        *self = Self::new(self.total, self.block_size);
+        let rates = std::mem::take(&mut self.rates);
+        *self = Self { rates, ..Self::with(self.total, self.block_size, self.options) };
     }
 
-    /// Counts again; the error says which block is lost or held twice.
+    /// Counts again; the error says which block is lost or has two owners, and what else does not agree.
     pub fn check(&self) -> Result<(), String> {
+        self.tree.check()?;
         let mut owners = vec![0u32; self.total];
-        let held = self.tables.values().flatten();
-        for block in self.free.iter().chain(held) {
-            owners[*block as usize] += 1;
+        let own = self.seqs.values().flat_map(|h| &h.table[h.path.len()..]);
+        let nodes = self.tree.iter().filter_map(|(_, n)| n.block.as_ref());
+        self.free.iter().chain(own).chain(nodes).for_each(|b| owners[*b as usize] += 1);
+        if let Some(block) = owners.iter().position(|n| *n != 1) {
+            return Err(format!("block {block} has {} owners", owners[block]));
         }
-        match owners.iter().position(|n| *n != 1) {
-            None => Ok(()),
-            Some(block) => Err(format!("block {block} has {} owners", owners[block])),
+        let mut holders: HashMap<NodeId, usize> = HashMap::new();
+        for (seq, held) in &self.seqs {
+            held.check(&self.tree, self.block_size).map_err(|e| format!("{seq:?}: {e}"))?;
+            held.path.iter().for_each(|n| *holders.entry(*n).or_default() += 1);
         }
+        let mut waiting: HashMap<NodeId, usize> = HashMap::new();
+        self.parked.values().flatten().for_each(|n| *waiting.entry(*n).or_default() += 1);
+        for (id, node) in self.tree.iter() {
+            let count = |map: &HashMap<NodeId, usize>| map.get(&id).copied().unwrap_or(0);
+            if (node.holders, node.waiting) != (count(&holders), count(&waiting)) {
+                return Err(format!("{id:?} has other holders or waits for others: {node:?}"));
+            }
+        }
+        let held = self.total - self.free_blocks();
+        let distinct = self.seqs.values().flat_map(|h| &h.table).collect::<std::collections::HashSet<_>>().len();
+        if held != distinct {
+            return Err(format!("{distinct} blocks held, but {held} neither free nor cached"));
+        }
+        self.host.check(self.tree.iter().filter_map(|(_, n)| n.host))
+    }
+
+    /// Whether a reservation writes no block that anybody else reads; what is shared and filled by this very step
+    /// is written by one and read by those behind it.
+    pub fn check_writes(&self, reserved: &Reserved) -> Result<(), String> {
+        let mut writers: HashMap<u32, SeqId> = HashMap::new();
+        for (seq, table) in reserved.plan.seqs.iter().zip(&reserved.tables) {
+            let last = seq.start + seq.tokens.len() + seq.max_drafts;
+            for index in seq.start / self.block_size..last.div_ceil(self.block_size) {
+                if let Some(other) = writers.insert(table[index], seq.seq) {
+                    return Err(format!("block {} is written by {other:?} and {:?}", table[index], seq.seq));
+                }
+                let path = &self.seqs[&seq.seq].path;
+                if path.get(index).is_some_and(|n| self.tree.node(*n).filled < self.tree.clock) {
+                    return Err(format!("{:?} writes the shared block {}", seq.seq, table[index]));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::request::RequestId;
-    use crate::spec::Source;
-    use crate::step::{Drafted, StepId};
-
-    fn seq(n: u64) -> SeqId {
-        SeqId { request: RequestId(n), choice: 0 }
-    }
-    fn plan(seqs: &[(u64, usize, usize)]) -> StepPlan {
-        let seqs = seqs.iter().map(|&(id, start, tokens)| SeqPlan {
-            seq: seq(id),
-            start,
-            tokens: vec![0; tokens],
-            max_drafts: 0,
-            sample: None,
-        });
-        StepPlan { id: StepId(1), seqs: seqs.collect(), ..StepPlan::default() }
-    }
-
-    #[test]
-    fn the_last_gives_way_to_the_first() {
-        let mut pool = BlockPool::new(4, 16);
-        let first = pool.reserve(plan(&[(1, 0, 20), (2, 0, 30)]));
-        assert!(first.preempted.is_empty() && pool.free_blocks() == 0);
-        let second = pool.reserve(plan(&[(1, 20, 30), (2, 30, 1)]));
-        assert_eq!(second.preempted, [seq(2)]);
-        assert_eq!(second.tables.len(), 1);
-        assert_eq!(second.tables[0][..2], first.tables[0][..]);
-        pool.check().unwrap();
-    }
-
-    #[test]
-    fn rejected_drafts_return_their_blocks() {
-        let mut pool = BlockPool::new(4, 4);
-        let mut wanted = plan(&[(1, 0, 3)]);
-        wanted.seqs[0].max_drafts = 8;
-        let reserved = pool.reserve(wanted);
-        assert_eq!(pool.free_blocks(), 1);
-        let drafted = Drafted::by(Source::Ngram, reserved, vec![vec![7; 8]]);
-        let settled =
-            pool.settle(Verified { drafted, chosen: vec![Ok(vec![7, 7, 9])], device_time: Default::default() });
-        assert_eq!((settled.seqs[0].cached, settled.free_blocks), (5, 2));
-        pool.release(seq(1));
-        assert_eq!(pool.free_blocks(), 4);
-        pool.check().unwrap();
-    }
-}
+mod tests;

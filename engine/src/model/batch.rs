@@ -1,7 +1,9 @@
 //! The facts of one step, as the host states them: what the input slots of a program are filled from.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::kv::Copies;
 use crate::op::{Adjust, SampleRow};
 
 /// One token to process.
@@ -37,6 +39,8 @@ pub struct Batch {
     pub block_tables: Vec<Vec<u32>>,
     /// Rows to sample from.
     pub logit_rows: Vec<LogitRow>,
+    /// Blocks that move first.
+    pub copies: Copies,
     /// Whether the logits themselves are wanted too.
     pub want_logits: bool,
 }
@@ -48,4 +52,6 @@ pub struct BatchOutput {
     pub tokens: Vec<u32>,
     /// `[logit_rows, vocab]` if wanted, else empty.
     pub logits: Vec<f32>,
+    /// What the batch's copies took.
+    pub copy_time: Duration,
 }

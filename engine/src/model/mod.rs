@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod config;
 pub mod family;
+pub mod mover;
 pub mod record;
 pub mod rope;
 pub mod runner;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::ModelConfig;
 use super::batch::{Batch, BatchOutput};
+use super::mover::BlockMover;
 use super::record::{Capacity, KvShape, names, record};
 use super::rope::RopeTable;
 use super::weights::WeightId;
@@ -11,6 +12,7 @@ use crate::backend::{Backend, Bound, DeviceInfo};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::kv::Copies;
 use crate::op::SampleRow;
 use crate::op::lower::lower;
 use crate::program::{Program, Role, SlotDecl};
@@ -50,6 +52,7 @@ pub struct ModelRunner<B: Backend> {
     adjust_capacity: usize,
     rope: RopeTable,
     rope_local: Option<RopeTable>,
+    mover: BlockMover<B>,
     /// Time that the last step spent between launch and its end.
     pub last_device_time: Duration,
 }
@@ -72,6 +75,7 @@ impl<B: Backend> ModelRunner<B> {
             formats,
             buffers: Bound::new(),
             adjust_capacity: 1024,
+            mover: BlockMover::default(),
             last_device_time: Duration::ZERO,
         };
         runner.load_weights(checkpoint, progress)?;
@@ -131,7 +135,8 @@ impl<B: Backend> ModelRunner<B> {
         for decl in self.program(largest).slots {
             if matches!(decl.role, Role::Input | Role::Output | Role::Kv) {
                 let buffer = self.backend.alloc(&decl)?;
-                self.buffers.insert(decl.name, buffer);
+                self.buffers.insert(decl.name.clone(), buffer);
+                self.mover.know(decl);
             }
         }
         Ok(())
@@ -151,8 +156,27 @@ impl<B: Backend> ModelRunner<B> {
         Ok(())
     }
 
-    /// Runs one step and waits for it.
+    /// Moves blocks of the cache, in the order of `copies`: every buffer that is indexed by blocks.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn move_blocks(&mut self, copies: &Copies) -> Result<()> {
+        self.mover.run(&mut self.backend, &mut self.buffers, copies)
+    }
+
+    /// Runs one step, after what it copies, and waits for it.
     pub fn run(&mut self, batch: &Batch) -> Result<BatchOutput> {
+        let start = Instant::now();
+        self.move_blocks(&batch.copies)?;
+        let copy_time = start.elapsed();
+        if batch.rows.is_empty() {
+            self.last_device_time = Duration::ZERO;
+            return Ok(BatchOutput { copy_time, ..BatchOutput::default() });
+        }
+        Ok(BatchOutput { copy_time, ..self.compute(batch)? })
+    }
+
+    fn compute(&mut self, batch: &Batch) -> Result<BatchOutput> {
         let index = self.bucket_for(batch)?;
         self.grow_adjust(batch)?;
         self.ensure_plan(index)?;
@@ -257,7 +281,7 @@ impl<B: Backend> ModelRunner<B> {
 
     fn read_outputs(&mut self, batch: &Batch) -> Result<BatchOutput> {
         let n = batch.logit_rows.len();
-        let mut out = BatchOutput { tokens: vec![0; n], logits: Vec::new() };
+        let mut out = BatchOutput { tokens: vec![0; n], logits: Vec::new(), ..BatchOutput::default() };
         if n > 0 {
             self.backend.read(&self.buffers[names::SAMPLED], bytemuck::cast_slice_mut(&mut out.tokens))?;
             if batch.want_logits {

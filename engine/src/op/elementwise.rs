@@ -2,7 +2,7 @@
 
 use super::{Cost, StepShape};
 use crate::backend::reference::Env;
-use crate::program::{KvCache, Program, RowSpace, Slot};
+use crate::program::{Program, RowSpace, Slot};
 
 /// `residual += delta`.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,14 +24,14 @@ pub struct GatherRows {
     pub out: Slot,
 }
 
-/// Copies whole KV blocks, scales included, within one cache: pairs `(from, to)`; sources and targets of one launch are
+/// Copies whole KV blocks within one buffer: pairs `(from, to)`; sources and targets of one launch are
 /// disjoint. The live row count is the number of pairs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CopyBlocks {
     /// `u32 [rows, 2]`.
     pub pairs: Slot,
-    /// Read and written.
-    pub cache: KvCache,
+    /// KV buffer, read and written.
+    pub cache: Slot,
 }
 
 impl Add {
@@ -74,24 +74,21 @@ impl GatherRows {
 
 impl CopyBlocks {
     pub(super) fn reference(&self, env: &mut Env<'_>) {
-        for slot in self.cache.slots() {
-            let block: usize = env.shape(slot)[1..].iter().product();
-            for pair in 0..env.live(RowSpace::Batch) {
-                let from = env.u32s(self.pairs)[2 * pair] as usize;
-                let to = env.u32s(self.pairs)[2 * pair + 1] as usize;
-                env.f64s_mut(slot).copy_within(from * block..(from + 1) * block, to * block);
-            }
+        let block: usize = env.shape(self.cache)[1..].iter().product();
+        for pair in 0..env.live(RowSpace::Batch) {
+            let from = env.u32s(self.pairs)[2 * pair] as usize;
+            let to = env.u32s(self.pairs)[2 * pair + 1] as usize;
+            env.f64s_mut(self.cache).copy_within(from * block..(from + 1) * block, to * block);
         }
     }
     pub(super) fn cost(&self, program: &Program, step: &StepShape) -> Cost {
-        let block = |slot: Slot| program.decl(slot).bytes() / program.decl(slot).shape[0].max(1);
-        let bytes: usize = self.cache.slots().map(block).sum();
-        Cost { bytes: (2 * step.rows * bytes) as f64, flops: 0.0 }
+        let cache = program.decl(self.cache);
+        Cost { bytes: (2 * step.rows * cache.bytes() / cache.shape[0].max(1)) as f64, flops: 0.0 }
     }
     pub(super) fn reads(&self) -> Vec<Slot> {
-        [self.pairs].into_iter().chain(self.cache.slots()).collect()
+        vec![self.pairs, self.cache]
     }
     pub(super) fn writes(&self) -> Vec<Slot> {
-        self.cache.slots().collect()
+        vec![self.cache]
     }
 }

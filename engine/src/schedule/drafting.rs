@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{DraftPolicy, Sequence};
 use crate::request::SeqId;
 use crate::spec::{Candidate, DraftLength, LengthOptions, Rates, Source, SpecReport};
-use crate::step::{Opening, Settled, StepPlan};
+use crate::step::{Settled, StepPlan};
 
 /// What is known of one sequence.
 #[derive(Default)]
@@ -48,8 +48,14 @@ impl Drafting {
     }
 
     /// Guesses for the sequences of the plan that choose a token, at most `budget` rows of them and `logit_rows`
-    /// rows that choose; what drafters must know of those that start.
-    pub fn plan(&mut self, plan: &mut StepPlan, seqs: &HashMap<SeqId, Sequence>, budget: usize, logit_rows: usize) {
+    /// rows that choose. Returns what is left of the budget.
+    pub fn plan(
+        &mut self,
+        plan: &mut StepPlan,
+        seqs: &HashMap<SeqId, Sequence>,
+        budget: usize,
+        logit_rows: usize,
+    ) -> usize {
         self.known.retain(|seq, _| !plan.released.contains(seq));
         self.rows = plan.seqs.iter().map(|s| s.tokens.len()).sum();
         self.context = plan.seqs.iter().map(|s| s.start).sum();
@@ -62,12 +68,7 @@ impl Drafting {
             known.thinking = seqs[&seq].is_thinking();
         }
         if self.policy == DraftPolicy::Off {
-            return;
-        }
-        for share in plan.seqs.iter().filter(|s| s.start == 0) {
-            let seq = &seqs[&share.seq];
-            let (log, tenant) = (seq.tokens.clone(), seq.tenant.clone());
-            plan.openings.push(Opening { seq: seq.id, log, prompt_len: seq.prompt_len, tenant });
+            return budget;
         }
         // The token after the guesses comes for free: a guess beyond what may be chosen is in vain.
         let useful = |i: usize| seqs[&plan.seqs[i].seq].free_tokens().saturating_sub(1);
@@ -85,12 +86,15 @@ impl Drafting {
                 self.length.choose(&candidates, self.rows - choosing.len(), self.context)
             }
         };
-        let mut left = budget.min(logit_rows.saturating_sub(choosing.len()));
+        // One that starts may choose as well, if most of its prompt is cached.
+        let mut left = budget.min(logit_rows.saturating_sub(choosing.len() + plan.openings.len()));
+        let before = left;
         let lengths: Vec<usize> = choosing.iter().zip(lengths).map(|(i, length)| length.min(useful(*i))).collect();
         for (i, length) in choosing.into_iter().zip(lengths) {
             plan.seqs[i].max_drafts = length.min(left);
             left -= plan.seqs[i].max_drafts;
         }
+        budget - (before - left)
     }
 
     /// Learns from a step how long steps take and which guesses were right.
@@ -98,7 +102,7 @@ impl Drafting {
         let us = |time: std::time::Duration| time.as_secs_f64() * 1e6;
         let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
         let step = settled.took.saturating_sub(settled.draft_time).max(settled.device_time);
-        self.length.observe_step(self.rows + drafted, self.context, us(step));
+        self.length.observe_step(settled.rows + drafted, self.context, us(step));
         if settled.passes > 0 {
             let seqs = settled.seqs.iter().filter(|s| s.source == Source::Model).count();
             self.length.observe_draft(seqs, settled.passes, us(settled.draft_time));

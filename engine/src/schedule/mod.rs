@@ -13,6 +13,7 @@ mod seats;
 mod sequence;
 mod supervision;
 mod view;
+mod warm;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -100,6 +101,8 @@ pub struct Finished {
     pub why: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were in the cache already, and not computed.
+    pub cached_tokens: usize,
     /// Tokens generated, an end token included.
     pub completion_tokens: usize,
     /// Tokens computed more than once.
@@ -133,6 +136,8 @@ pub struct Scheduler {
     free_blocks: usize,
     preempted_last: bool,
     drafting: Drafting,
+    /// What is computed while nobody waits.
+    warm: warm::WarmUps,
     lengths: Lengths,
     /// Mean time of a step, decayed: what a token of a running answer takes.
     step_time: Duration,
@@ -154,6 +159,7 @@ impl Scheduler {
             free_blocks: options.blocks,
             preempted_last: false,
             drafting: Drafting::new(options.drafts, options.drafter),
+            warm: Default::default(),
             lengths: Lengths::default(),
             step_time: Duration::from_millis(20),
             planned_at: Duration::ZERO,
@@ -257,7 +263,7 @@ impl Scheduler {
 
     /// Nothing runs and nothing waits.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && self.released.is_empty()
+        self.running.is_empty() && self.waiting.is_empty() && self.released.is_empty() && self.warm.is_empty()
     }
     /// Sequences that have started, and that have not.
     pub fn counts(&self) -> (usize, usize) {
@@ -294,20 +300,27 @@ impl Scheduler {
         let mut plan = StepPlan { id: StepId(self.next_step), ..StepPlan::default() };
         self.next_step += 1;
         for (id, share) in self.running.iter().zip(shares) {
-            let share = self.seqs[id].plan(share);
+            let seq = &self.seqs[id];
+            let starts = seq.cached == 0 && share > 0;
+            let share = seq.plan(share);
             if share.tokens.is_empty() {
                 plan.idle.push(*id);
-            } else {
-                budget -= share.tokens.len();
-                plan.seqs.push(share);
+                continue;
             }
+            budget -= share.tokens.len();
+            plan.openings.extend(starts.then(|| seq.opening()));
+            plan.seqs.push(share);
         }
         self.planned = plan.seqs.iter().map(|s| (s.seq, s.tokens.len())).collect();
         for seq in self.planned.keys() {
             self.seqs.get_mut(seq).expect("it runs").starts(now);
         }
+        if only.is_none() {
+            self.plan_warm_up(&mut plan);
+        }
         plan.released = std::mem::take(&mut self.released);
-        self.drafting.plan(&mut plan, &self.seqs, budget, self.options.max_logit_rows);
+        let budget = self.drafting.plan(&mut plan, &self.seqs, budget, self.options.max_logit_rows);
+        (plan.spare, plan.chunk) = (budget, self.options.prefill_chunk);
         Some(plan)
     }
 
@@ -335,11 +348,16 @@ impl Scheduler {
         self.drafting.observe(settled);
         self.charge(settled);
         let mut events = self.drain_ended();
+        if settled.preempted.iter().any(|id| self.warm.runs(*id)) {
+            self.released.extend(self.warm.stop());
+        }
         for id in &settled.preempted {
             self.restart(*id);
         }
         for result in &settled.seqs {
-            events.extend(self.apply_one(result));
+            if !self.apply_warm_up(result) {
+                events.extend(self.apply_one(result));
+            }
         }
         events
     }
@@ -351,6 +369,7 @@ impl Scheduler {
             Ok(chosen) => chosen,
             Err(reason) => return Some(self.finish(result.seq, Finish::Failed { reason: reason.clone() })),
         };
+        seq.computed(result.start, result.cached - chosen.len().saturating_sub(1));
         seq.drafted += result.drafted;
         seq.accepted += chosen.len().saturating_sub(1);
         if let Some(why) = seq.take(chosen, result.cached) {
@@ -381,6 +400,7 @@ impl Scheduler {
         let finished = Finished {
             why,
             prompt_tokens: seq.prompt_len,
+            cached_tokens: seq.hit.unwrap_or(0),
             completion_tokens: seq.output_len(),
             recomputed_tokens: seq.recomputed,
             drafted_tokens: seq.drafted,
@@ -408,6 +428,7 @@ impl Scheduler {
             self.seqs.get_mut(&id).expect("running sequences are known").restart();
             self.wait(id);
         }
+        self.warm.stop();
         self.free_blocks = self.options.blocks;
     }
 

@@ -52,12 +52,13 @@ impl Scheduler {
     /// Where the policy bounds overtaking, who is too large for now is passed by smaller ones within that bound.
     pub(super) fn admit(&mut self) {
         let blocks_of = |seq: &Sequence| (seq.tokens.len() + 1).div_ceil(self.options.block_size);
-        let growing: usize = self.running.iter().map(|id| blocks_of(&self.seqs[id])).sum();
-        let mut free = if self.running.is_empty() {
-            self.options.blocks
-        } else {
-            // What running prompts still lack is spoken for.
-            self.options.blocks.saturating_sub(growing).min(self.free_blocks.max(1))
+        // What running prompts still lack is spoken for; blocks that several share count once.
+        let has = |seq: &Sequence| seq.cached.div_ceil(self.options.block_size);
+        let lacks = |seq: &Sequence| blocks_of(seq).saturating_sub(has(seq));
+        let lacking: usize = self.running.iter().map(|id| lacks(&self.seqs[id])).sum();
+        let mut free = match self.running.is_empty() {
+            true => self.options.blocks,
+            false => self.free_blocks.saturating_sub(lacking),
         };
         if self.preempted_last && !self.running.is_empty() {
             return;

@@ -4,16 +4,18 @@
 //! simply more log that is not cached yet: the next step takes them all through the model at once.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cost;
 use super::policy::Rank;
 use crate::grammar::{GrammarSource, Guide};
+use crate::kv::Parts;
 use crate::op::{Adjust, SEEN};
 use crate::reason::{Decision, Label, Part, Phase, Progress, Reasoning, Span, Thinking, ThinkingReport};
 use crate::request::{Finish, Request, SamplingParams, SeqId};
-use crate::step::{SamplePlan, SeqPlan};
+use crate::step::{Opening, SamplePlan, SeqPlan};
 
 /// Finds the end of an answer in its text, for requests with stop strings.
 pub trait StopText: Send {
@@ -47,7 +49,13 @@ pub struct Sequence {
     pub arrived: Duration,
     /// Tokens computed again after a preemption or a lost device.
     pub recomputed: usize,
-    /// Whose request it is.
+    /// Tokens of the prompt that were in the cache when it started; `None` before that.
+    pub hit: Option<usize>,
+    /// Most tokens that were ever cached.
+    computed: usize,
+    /// Positions of its thinking, as far as decided.
+    thought: Option<Range<usize>>,
+    /// Whose request it is: nobody else finds its blocks in the cache or its tokens among guesses.
     pub tenant: Arc<str>,
     /// What it took so far.
     pub cost: Cost,
@@ -102,7 +110,10 @@ impl Sequence {
             cached: 0,
             arrived: now,
             recomputed: 0,
-            tenant: request.tenant.clone(),
+            hit: None,
+            computed: 0,
+            thought: None,
+            tenant: request.tenant(),
             cost: Cost::default(),
             rank: Rank::new(SeqId { request: request.id, choice }, now),
             started: false,
@@ -217,17 +228,14 @@ impl Sequence {
     pub fn plan(&self, budget: usize) -> SeqPlan {
         let take = self.pending().min(budget);
         let end = self.cached + take;
-        let sample = (end == self.tokens.len()).then(|| SamplePlan {
-            params: self.params.row(self.id.choice, end),
-            adjust: self.adjusted(),
-            guide: self.guide_here(),
-        });
+        let sample = (end == self.tokens.len()).then(|| self.sample());
         SeqPlan {
             seq: self.id,
             start: self.cached,
             tokens: self.tokens[self.cached..end].to_vec(),
             max_drafts: 0,
             sample,
+            parts: Parts { prompt: self.prompt_len, thinking: self.thought.clone().unwrap_or(0..0) },
         }
     }
 
@@ -238,14 +246,14 @@ impl Sequence {
     }
 
     /// Tokens with which thinking may still begin.
-    fn opening(&self) -> Vec<u32> {
+    fn may_open(&self) -> Vec<u32> {
         let mut tokens = self.reasoning.as_ref().map(|r| r.phase().opening()).unwrap_or_default();
         tokens.retain(|t| !self.forbid.contains(t));
         tokens
     }
 
     fn guide_here(&self) -> Option<Guide> {
-        self.guide.as_ref().filter(|_| self.is_guided()).map(|g| g.or(&self.opening()))
+        self.guide.as_ref().filter(|_| self.is_guided()).map(|g| g.or(&self.may_open()))
     }
 
     /// Moves the grammar by a token of the answer. What was written before thinking began was no answer.
@@ -257,6 +265,24 @@ impl Sequence {
         } else if !step.iter().any(|s| s.label == Label::Marker && s.len > 0) {
             self.guided += usize::from(guide.push(token));
         }
+    }
+
+    /// What must be known of it when it starts, or starts over.
+    pub fn opening(&self) -> Opening {
+        let (log, tenant) = (self.tokens.clone(), self.tenant.clone());
+        Opening { seq: self.id, log, prompt_len: self.prompt_len, tenant, sample: Some(self.sample()) }
+    }
+
+    fn sample(&self) -> SamplePlan {
+        let params = self.params.row(self.id.choice, self.tokens.len());
+        SamplePlan { params, adjust: self.adjusted(), guide: self.guide_here() }
+    }
+
+    /// A step computed the tokens from `start` to `end`; what is before them was cached.
+    pub fn computed(&mut self, start: usize, end: usize) {
+        self.hit.get_or_insert(start.min(self.prompt_len));
+        self.recomputed += self.computed.min(end).saturating_sub(start);
+        self.computed = self.computed.max(end);
     }
 
     /// Penalties and biases, and minus infinity for what is forbidden.
@@ -283,7 +309,7 @@ impl Sequence {
         let first = cached - chosen.len().saturating_sub(1);
         let (mut end, mut taken) = (None, 0);
         for (i, token) in chosen.iter().enumerate() {
-            let grammar_differs = self.guide.is_some() && (self.is_guided() != guided || !self.opening().is_empty());
+            let grammar_differs = self.guide.is_some() && (self.is_guided() != guided || !self.may_open().is_empty());
             if i > 0 && (self.forbid != forbidden || grammar_differs) {
                 break;
             }
@@ -366,6 +392,11 @@ impl Sequence {
                     Some(last) if last.label == span.label => last.len += 1,
                     _ => self.spans.push(Span { label: span.label, len: 1 }),
                 }
+                match (&mut self.thought, span.label) {
+                    (None, Label::Reasoning) => self.thought = Some(at..usize::MAX),
+                    (Some(thought), Label::Content | Label::ToolCall) => thought.end = thought.end.min(at),
+                    _ => {}
+                }
                 let watched = self.stop_text.as_mut().filter(|_| span.label == Label::Content);
                 if let Some(text) = watched.and_then(|s| s.push(self.tokens[at])) {
                     self.stop_text = None;
@@ -398,7 +429,6 @@ impl Sequence {
 
     /// Its cache is gone: everything is computed again from the log.
     pub fn restart(&mut self) {
-        self.recomputed += self.cached;
         self.cached = 0;
     }
 }

@@ -1,11 +1,12 @@
 //! The scheduler and the pool played against each other with a model that is a hash.
 
+mod prefix;
 mod thinking;
 
 use std::ops::Range;
 
 use super::*;
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, CacheOptions, Preemption};
 use crate::op::threefry2x32;
 use crate::reason::Label;
 use crate::request::SamplingParams;
@@ -46,25 +47,37 @@ fn request(id: u64, prompt: usize, max_tokens: usize) -> Request {
     }
 }
 
-/// A cache whose slots remember (sequence, position, token): what a wrong block table reads is wrong. Guesses are
-/// right more often than not; the wrong ones are cached too, as a device would.
+/// A cache whose slots remember (position, token): what a wrong block table reads is wrong. Guesses are right more
+/// often than not; the wrong ones are cached too, as a device would.
 struct Witness {
-    slots: HashMap<u32, (SeqId, usize, u32)>,
+    slots: HashMap<u32, (usize, u32)>,
+    /// Host memory.
+    saved: HashMap<u32, (usize, u32)>,
     /// What the model says.
     vocabulary: Range<u32>,
 }
 
 impl Witness {
     fn new(vocabulary: Range<u32>) -> Self {
-        Self { slots: HashMap::new(), vocabulary }
+        Self { slots: HashMap::new(), saved: HashMap::new(), vocabulary }
     }
 
     fn run(&mut self, reserved: Reserved) -> Verified {
         let (mut chosen, mut drafts) = (Vec::new(), Vec::new());
+        let copies = &reserved.copies;
+        for (block, place) in &copies.save {
+            copy(&self.slots, *block, &mut self.saved, *place);
+        }
+        for (place, block) in &copies.load {
+            copy(&self.saved, *place, &mut self.slots, *block);
+        }
+        for (from, to) in &copies.copy {
+            copy(&self.slots.clone(), *from, &mut self.slots, *to);
+        }
         for (seq, table) in reserved.plan.seqs.iter().zip(&reserved.tables) {
             let slot = |p: usize| table[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32;
             for (i, token) in seq.tokens.iter().enumerate() {
-                self.slots.insert(slot(seq.start + i), (seq.seq, seq.start + i, *token));
+                self.slots.insert(slot(seq.start + i), (seq.start + i, *token));
             }
             let end = seq.start + seq.tokens.len();
             let Some(sample) = &seq.sample else {
@@ -74,7 +87,7 @@ impl Witness {
             };
             let (mut said, mut guesses) = (Vec::new(), Vec::new());
             for i in 0..=seq.max_drafts {
-                let token = self.next(seq.seq, slot, end + i, sample);
+                let token = self.next(slot, end + i, sample);
                 said.push(token);
                 let wrong = threefry2x32([9, end as u32], [i as u32, token])[0].is_multiple_of(4);
                 if i == seq.max_drafts {
@@ -82,7 +95,7 @@ impl Witness {
                 }
                 let guess = if wrong { token + 1 } else { token };
                 guesses.push(guess);
-                self.slots.insert(slot(end + i), (seq.seq, end + i, guess));
+                self.slots.insert(slot(end + i), (end + i, guess));
                 if wrong {
                     break;
                 }
@@ -90,14 +103,15 @@ impl Witness {
             chosen.push(Ok(said));
             drafts.push(guesses);
         }
-        Verified { drafted: Drafted::by(Source::Model, reserved, drafts), chosen, device_time: Duration::ZERO }
+        let drafted = Drafted::by(Source::Model, reserved, drafts);
+        Verified { drafted, chosen, device_time: Duration::ZERO, copy_time: Duration::ZERO }
     }
 
     /// A hash of what the cache really holds; like a device it knows what was forbidden at the first place only.
-    fn next(&self, seq: SeqId, slot: impl Fn(usize) -> u32, end: usize, sample: &SamplePlan) -> u32 {
+    fn next(&self, slot: impl Fn(usize) -> u32, end: usize, sample: &SamplePlan) -> u32 {
         let read = (0..end).map(|p| {
-            let (owner, position, token) = self.slots[&slot(p)];
-            assert_eq!((owner, position), (seq, p), "a foreign or stale slot was read");
+            let (position, token) = self.slots[&slot(p)];
+            assert_eq!(position, p, "a foreign or stale slot was read");
             token
         });
         let hash = read.fold(17u32, |h, t| h.wrapping_mul(31).wrapping_add(t));
@@ -105,6 +119,16 @@ impl Witness {
         let wish = if n > 99 { hash % n } else { threefry2x32([1, 2], [hash, 0])[0] % n };
         let allowed = |t: &u32| !sample.adjust.iter().any(|a| a.token == *t && a.bias == f32::NEG_INFINITY);
         (0..n).map(|i| low + (wish + i) % n).find(allowed).expect("something is allowed")
+    }
+}
+
+/// A block, slot by slot.
+fn copy(from: &HashMap<u32, (usize, u32)>, source: u32, to: &mut HashMap<u32, (usize, u32)>, target: u32) {
+    for i in 0..BLOCK as u32 {
+        match from.get(&(source * BLOCK as u32 + i)) {
+            Some(slot) => to.insert(target * BLOCK as u32 + i, *slot),
+            None => to.remove(&(target * BLOCK as u32 + i)),
+        };
     }
 }
 
@@ -116,6 +140,10 @@ struct World {
     ended: HashMap<SeqId, Finished>,
     labels: HashMap<SeqId, Vec<Label>>,
     preemptions: usize,
+    /// Rows that were computed, guesses not counted; blocks that went to host memory, and came back.
+    rows: usize,
+    saved: usize,
+    loaded: usize,
     /// Most guesses per sequence and step.
     drafts: usize,
     steps: usize,
@@ -126,9 +154,15 @@ impl World {
         Self::saying(blocks, 1..1001)
     }
     fn saying(blocks: usize, vocabulary: Range<u32>) -> Self {
+        Self::with(options(blocks), CacheOptions::default(), vocabulary)
+    }
+    fn with(options: SchedulerOptions, cache: CacheOptions, vocabulary: Range<u32>) -> Self {
         Self {
-            scheduler: Scheduler::new(options(blocks)),
-            pool: BlockPool::new(blocks, BLOCK),
+            scheduler: Scheduler::new(options),
+            pool: BlockPool::with(options.blocks, BLOCK, cache),
+            rows: 0,
+            saved: 0,
+            loaded: 0,
             witness: Witness::new(vocabulary),
             labels: HashMap::new(),
             drafts: 0,
@@ -154,17 +188,21 @@ impl World {
     }
     fn step(&mut self) -> bool {
         let Some(mut plan) = self.scheduler.plan(Duration::ZERO, None) else { return false };
-        assert!(plan.seqs.iter().map(|s| s.tokens.len()).sum::<usize>() <= 24);
+        assert!(plan.seqs.iter().map(|s| s.tokens.len()).sum::<usize>() <= self.scheduler.options.max_step_tokens);
         self.steps += 1;
         for (i, seq) in plan.seqs.iter_mut().enumerate().filter(|(_, s)| s.sample.is_some()) {
-            let free = self.scheduler.sequence(seq.seq).expect("it runs").free_tokens();
+            let Some(free) = self.scheduler.sequence(seq.seq).map(Sequence::free_tokens) else { continue };
             seq.max_drafts = ((self.steps + i) % (self.drafts + 1)).min(free.saturating_sub(1));
         }
         let reserved = self.pool.reserve(plan);
         self.pool.check().unwrap();
+        self.pool.check_writes(&reserved).unwrap();
         self.preemptions += reserved.preempted.len();
+        self.saved += reserved.copies.save.len();
+        self.loaded += reserved.copies.load.len();
         let settled = self.pool.settle(self.witness.run(reserved));
         self.pool.check().unwrap();
+        self.rows += settled.rows;
         let events = self.scheduler.apply(&settled);
         self.take(events);
         true
@@ -215,18 +253,21 @@ fn answers_do_not_depend_on_company_or_on_memory() {
 
 #[test]
 fn a_cancel_at_every_step_leaves_nothing_behind() {
-    for at in 0..40 {
-        let mut world = World::new(18);
-        (0..4).for_each(|i| world.submit(&request(i, 20, 20)));
-        (0..at).for_each(|_| {
-            world.step();
-        });
-        world.scheduler.cancel(RequestId(1));
-        world.run();
-        let events = world.scheduler.drain_ended();
-        world.take(events);
-        assert_eq!(world.ended.len(), 4, "cancelled before step {at}");
-        assert_eq!(world.pool.free_blocks(), 18);
+    for preemption in [Preemption::Recompute, Preemption::Swap] {
+        let cache = CacheOptions { host_blocks: 12, preemption, ..CacheOptions::default() };
+        for at in 0..40 {
+            let mut world = World::with(options(18), cache, 1..1001);
+            (0..4).for_each(|i| world.submit(&request(i, 20, 20)));
+            (0..at).for_each(|_| {
+                world.step();
+            });
+            world.scheduler.cancel(RequestId(1));
+            world.run();
+            let events = world.scheduler.drain_ended();
+            world.take(events);
+            assert_eq!(world.ended.len(), 4, "cancelled before step {at}");
+            assert_eq!(world.pool.free_blocks(), 18);
+        }
     }
 }
 

@@ -114,7 +114,7 @@ impl Scheduler {
 impl Sequence {
     fn lane(&self, running: bool) -> Lane {
         match (running, self.report().map(|r| r.ended_in)) {
-            (false, _) if self.recomputed > 0 => Lane::Preempted,
+            (false, _) if self.hit.is_some() => Lane::Preempted,
             (false, _) => Lane::Queued,
             (true, _) if self.pending() > 1 && self.cached < self.prompt_len => Lane::Prefill,
             (true, Some(Phase::Thinking | Phase::Closing)) => Lane::Thinking,

@@ -268,11 +268,12 @@ impl World {
             }
             _ => answer.end(finished),
         });
-        match event.finish.map(|f| (f.why, f.reasoning_tokens)) {
-            Some((Finish::Cancelled, _)) => self.report.cancelled += 1,
-            Some((Finish::Failed { .. }, _)) => self.report.failed += 1,
-            Some((_, thinking)) => {
+        match event.finish.map(|f| (f.why, f.reasoning_tokens, f.cached_tokens)) {
+            Some((Finish::Cancelled, ..)) => self.report.cancelled += 1,
+            Some((Finish::Failed { .. }, ..)) => self.report.failed += 1,
+            Some((_, thinking, hits)) => {
                 self.report.finished += 1;
+                self.report.hits += hits;
                 self.report.thinking += thinking;
             }
             None => {}

@@ -294,8 +294,8 @@ impl Run {
         self.now += device_time;
         let chosen = self.choose(&reserved);
         let drafts = vec![Vec::new(); chosen.len()];
-        let settled =
-            self.pool.settle(Verified { drafted: Drafted::by(Source::Nobody, reserved, drafts), chosen, device_time });
+        let drafted = Drafted::by(Source::Nobody, reserved, drafts);
+        let settled = self.pool.settle(Verified { drafted, chosen, device_time, copy_time: Duration::ZERO });
         for event in self.scheduler.apply(&settled) {
             self.hear(event);
         }

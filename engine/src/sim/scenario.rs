@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::dice::Dice;
 use super::witness::{CLOSE, EOS, NEWLINE, OPEN, TEXT, VOCAB};
+use crate::kv::{CacheOptions, Preemption};
 use crate::reason::{Landing, LoopOptions, Markers, Role, Start, Thinking};
 use crate::request::{Request, RequestId, SamplingParams};
 use crate::schedule::{DraftPolicy, ReasoningOptions, SchedulerOptions, SchedulingPolicy};
@@ -67,6 +68,8 @@ pub struct Scenario {
     pub seed: u64,
     /// Limits.
     pub options: SchedulerOptions,
+    /// The prefix cache and what preemption may do.
+    pub cache: CacheOptions,
     /// Who guesses.
     pub guesses: Guesses,
     /// What happens, in order of time.
@@ -78,6 +81,12 @@ impl Scenario {
     pub fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed, 1);
         let options = options(&mut dice);
+        let mut of_cache = Dice::new(seed, 4);
+        let cache = CacheOptions {
+            prefix_caching: of_cache.chance(3, 4),
+            host_blocks: of_cache.pick(&[0, 3, 20, 200]),
+            preemption: of_cache.pick(&[Preemption::Auto, Preemption::Recompute, Preemption::Swap]),
+        };
         let kinds = [
             Guesses::Kind(Lookup::None),
             Guesses::Kind(Lookup::Ngram),
@@ -110,7 +119,7 @@ impl Scenario {
         // What happens at the same time happens in the order of its making: an arrival before its cancellation.
         events.sort_by_key(|(at, what)| (*at, !matches!(what, What::Arrives(_))));
         let events = events.into_iter().enumerate().map(|(number, (at, what))| Event { number, at, what });
-        Self { seed, options, guesses, events: events.collect() }
+        Self { seed, options, cache, guesses, events: events.collect() }
     }
 
     /// The same without the events whose numbers are not in `keep`.
@@ -191,6 +200,9 @@ fn arrival(id: u64, options: &SchedulerOptions, faulty: bool, dice: &mut Dice) -
     let mut prompt: Vec<u32> = (0..len).map(|_| text(&mut shared)).collect();
     let long = if dice.chance(1, 20) { options.max_model_len } else { options.max_model_len / 3 };
     prompt.extend((0..dice.between(0, long)).map(|_| text(dice)));
+    // Who shares a cache: what another tenant computed holds another salt, and must never be read.
+    let tenant = dice.between(0, 1) as u64;
+    params.cache_salt = tenant.to_string().into();
     let shortest = prompt.len() + 1;
     let trouble = |dice: &mut Dice| shortest + dice.between(0, 10);
     Arrival {
@@ -203,7 +215,7 @@ fn arrival(id: u64, options: &SchedulerOptions, faulty: bool, dice: &mut Dice) -
             grammar: None,
             tenant: Arc::from(""),
         },
-        salt: id,
+        salt: tenant,
         breaks_at: (faulty && dice.chance(1, 12)).then(|| trouble(dice)),
         nan_at: (faulty && dice.chance(1, 12)).then(|| trouble(dice)),
     }

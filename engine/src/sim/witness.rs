@@ -5,7 +5,10 @@
 //! is a hash of what the row reads. So a block that is stale, foreign, mapped twice or in the wrong place
 //! changes the output, and the comparison with an answer made without any cache shows it.
 
+use std::collections::HashMap;
+
 use super::dice::mix;
+use crate::kv::Copies;
 use crate::model::batch::{Batch, BatchOutput, LogitRow};
 use crate::op::SEEN;
 
@@ -65,20 +68,40 @@ pub fn say(read: u64, last: u32, row: &LogitRow) -> u32 {
 pub struct Witness {
     block_size: usize,
     slots: Vec<Slot>,
+    /// Blocks in host memory, by place.
+    host: HashMap<u32, Vec<Slot>>,
 }
 
 impl Witness {
     /// An empty cache.
     pub fn new(blocks: usize, block_size: usize) -> Self {
-        Self { block_size, slots: vec![POISON; blocks * block_size] }
+        Self { block_size, slots: vec![POISON; blocks * block_size], host: HashMap::new() }
     }
     /// The device was lost.
     pub fn clear(&mut self) {
         self.slots.fill(POISON);
+        self.host.clear();
+    }
+
+    /// Saves, loads and copies blocks, as a device does before a batch's rows.
+    fn move_blocks(&mut self, copies: &Copies) {
+        let size = self.block_size;
+        let range = |block: u32| block as usize * size..(block as usize + 1) * size;
+        for (block, place) in &copies.save {
+            self.host.insert(*place, self.slots[range(*block)].to_vec());
+        }
+        for (place, block) in &copies.load {
+            let saved = self.host.get(place).cloned().unwrap_or_else(|| vec![POISON; size]);
+            self.slots[range(*block)].copy_from_slice(&saved);
+        }
+        for (from, to) in &copies.copy {
+            self.slots.copy_within(range(*from), range(*to).start);
+        }
     }
 
     /// Runs a batch; `salts` are those of its sequences. As on a device all rows are written before any is read.
     pub fn run(&mut self, batch: &Batch, salts: &[u64]) -> BatchOutput {
+        self.move_blocks(&batch.copies);
         for row in &batch.rows {
             let at = self.at(batch, row.seq, row.position as usize);
             self.slots[at].own = own(salts[row.seq as usize], row.position as usize, row.token);
@@ -97,7 +120,7 @@ impl Witness {
             seen.push(read);
         }
         let say = |l: &LogitRow| say(seen[l.row as usize], batch.rows[l.row as usize].token, l);
-        BatchOutput { tokens: batch.logit_rows.iter().map(say).collect(), logits: Vec::new() }
+        BatchOutput { tokens: batch.logit_rows.iter().map(say).collect(), ..BatchOutput::default() }
     }
 
     fn at(&self, batch: &Batch, seq: u32, position: usize) -> usize {

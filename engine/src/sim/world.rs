@@ -42,6 +42,10 @@ pub struct Report {
     pub right: usize,
     /// Tokens of thinking in all answers.
     pub thinking: usize,
+    /// Tokens of prompts that were in the cache already.
+    pub hits: usize,
+    /// Blocks copied, saved to host memory or brought back.
+    pub moved: usize,
 }
 
 impl std::ops::AddAssign for Report {
@@ -57,6 +61,8 @@ impl std::ops::AddAssign for Report {
         self.drafted += o.drafted;
         self.right += o.right;
         self.thinking += o.thinking;
+        self.hits += o.hits;
+        self.moved += o.moved;
     }
 }
 
@@ -93,7 +99,7 @@ impl World {
         };
         Self {
             scheduler: Scheduler::new(options),
-            pool: BlockPool::new(options.blocks, options.block_size),
+            pool: BlockPool::with(options.blocks, options.block_size, scenario.cache),
             drafters: Drafters::new(DrafterOptions { lookup: kind, model: None }),
             rules: Supervision::default(),
             witness: Witness::new(options.blocks, options.block_size),
@@ -210,7 +216,9 @@ impl World {
         self.now += device_time;
         let Some(output) = self.device(&batch, &seqs) else { return self.recover(&seqs).map(|()| true) };
         let chosen = chosen_of(&drafted, &output);
-        let settled = self.pool.settle(Verified { drafted, chosen, device_time });
+        let copy_time = Duration::from_micros(3 * batch.copies.swapped() as u64);
+        self.report.moved += batch.copies.swapped() + batch.copies.copy.len();
+        let settled = self.pool.settle(Verified { drafted, chosen, device_time, copy_time });
         self.check_settled(&settled)?;
         let events = self.scheduler.apply(&settled);
         let chose = !events.is_empty();

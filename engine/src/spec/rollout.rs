@@ -175,7 +175,7 @@ mod tests {
             assert_eq!(l.params.position, row.position + 1);
             (slots[slot(row.seq, row.position)] + slots[slot(row.seq, row.position - 1)]) % 100
         };
-        BatchOutput { tokens: batch.logit_rows.iter().map(next).collect(), logits: Vec::new() }
+        BatchOutput { tokens: batch.logit_rows.iter().map(next).collect(), ..BatchOutput::default() }
     }
 
     fn ask(table: &[u32], from: usize, tokens: &[u32], wanted: usize) -> Ask {
@@ -216,7 +216,8 @@ mod tests {
         let asks = [ask(&[0, 1], 0, &[20, 30], 3)];
         // 50, then 80: beyond the target's tokens.
         assert_eq!(rollout(&asks, narrow, &mut run, &|| false).unwrap().guesses, [[50]]);
-        let mut broken = |b: &Batch| Ok(BatchOutput { tokens: vec![ERROR_TOKEN; b.logit_rows.len()], logits: vec![] });
+        let mut broken =
+            |b: &Batch| Ok(BatchOutput { tokens: vec![ERROR_TOKEN; b.logit_rows.len()], ..BatchOutput::default() });
         let rolled = rollout(&asks, LIMITS, &mut broken, &|| false).unwrap();
         assert_eq!((rolled.guesses[0].len(), rolled.broken, rolled.passes), (0, 1, 1));
     }

@@ -7,7 +7,11 @@ use crate::step::Drafted;
 /// The rows of a step: each sequence's tokens, then its guesses; logits where a token is chosen.
 /// Penalties of the rows behind a guess count that guess as said.
 pub fn batch_of(drafted: &Drafted) -> Batch {
-    let mut batch = Batch { block_tables: drafted.reserved.tables.clone(), ..Batch::default() };
+    let mut batch = Batch {
+        block_tables: drafted.reserved.tables.clone(),
+        copies: drafted.reserved.copies.clone(),
+        ..Batch::default()
+    };
     for (index, (seq, drafts)) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts).enumerate() {
         for (i, token) in seq.tokens.iter().chain(drafts).enumerate() {
             batch.rows.push(Row { token: *token, position: (seq.start + i) as u32, seq: index as u32 });
@@ -63,6 +67,7 @@ pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::{Copies, Parts};
     use crate::request::{RequestId, SeqId};
     use crate::spec::Source;
     use crate::step::{Reserved, SamplePlan, SeqPlan, StepPlan};
@@ -78,10 +83,12 @@ mod tests {
                 adjust: vec![Adjust { token: 7, count: SEEN | 1, bias: 0.0 }],
                 guide: None,
             }),
+            parts: Parts::default(),
         });
         let plan = StepPlan { seqs: seqs.collect(), ..StepPlan::default() };
         let tables = vec![vec![0]; drafts.len()];
-        Drafted::by(Source::Ngram, Reserved { plan, tables, preempted: Vec::new() }, drafts)
+        let (preempted, copies) = (Vec::new(), Copies::default());
+        Drafted::by(Source::Ngram, Reserved { plan, tables, preempted, copies }, drafts)
     }
 
     #[test]
@@ -99,7 +106,9 @@ mod tests {
     #[test]
     fn accepts_up_to_the_first_difference() {
         let drafted = drafted(vec![vec![7, 9], vec![], vec![5]]);
-        let said = |tokens: &[u32]| chosen_of(&drafted, &BatchOutput { tokens: tokens.to_vec(), logits: Vec::new() });
+        let said = |tokens: &[u32]| {
+            chosen_of(&drafted, &BatchOutput { tokens: tokens.to_vec(), logits: Vec::new(), ..BatchOutput::default() })
+        };
         assert_eq!(said(&[7, 9, 3, 5, 4]), [Ok(vec![7, 9, 3]), Ok(vec![]), Ok(vec![5, 4])]);
         assert_eq!(said(&[7, 8, 3, 6, 4]), [Ok(vec![7, 8]), Ok(vec![]), Ok(vec![6])]);
         let broken = said(&[ERROR_TOKEN, 8, 3, 6, ERROR_TOKEN]);

@@ -8,6 +8,7 @@ use ponder::models::{self, DEFAULT_MODEL};
 use ponder::{BackendChoice, EngineOptions};
 use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
+use ponder_engine::kv::Preemption;
 use ponder_engine::reason::Effort;
 use ponder_engine::request::SamplingParams;
 
@@ -43,6 +44,16 @@ pub struct ModelArgs {
     /// leave of it [default: a few of the longest sequences, within 0.9]
     #[arg(long, env = "PONDER_GPU_MEMORY_UTILIZATION", allow_negative_numbers = true, value_name = "F")]
     pub gpu_memory_utilization: Option<f64>,
+    /// Compute every prompt from its first token, whatever others computed before
+    #[arg(long, env = "PONDER_NO_ENABLE_PREFIX_CACHING", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub no_enable_prefix_caching: bool,
+    /// GiB of host memory for requests that are preempted; taken as needed, a quarter of what is free at most
+    #[arg(long, env = "PONDER_SWAP_SPACE", default_value = "4", value_parser = gibibytes, value_name = "GIB", hide_short_help = true)]
+    pub swap_space: u64,
+    /// What becomes of a request's KV cache when the pool is short: recompute, swap, or auto, whichever is measured
+    /// to cost less
+    #[arg(long, env = "PONDER_PREEMPTION_MODE", default_value = "auto", value_name = "MODE", hide_short_help = true)]
+    pub preemption_mode: Preemption,
     /// Tokens per KV block
     #[arg(
         long,
@@ -100,6 +111,9 @@ impl ModelArgs {
             max_num_seqs: seqs,
             kv_memory: self.kv_memory,
             gpu_memory_utilization: self.gpu_memory_utilization,
+            prefix_caching: !self.no_enable_prefix_caching,
+            swap_space: self.swap_space,
+            preemption: self.preemption_mode,
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
@@ -201,6 +215,14 @@ pub struct OutputArgs {
     /// Write every actor message and request phase to a file that Perfetto and chrome://tracing open
     #[arg(long, env = "PONDER_TRACE", value_name = "FILE")]
     pub trace: Option<PathBuf>,
+}
+
+/// `4`, `0.5`: powers of 1024, as vLLM counts its swap space.
+fn gibibytes(word: &str) -> Result<u64, String> {
+    match word.parse::<f64>() {
+        Ok(n) if (0.0..=1e6).contains(&n) => Ok((n * (1u64 << 30) as f64) as u64),
+        _ => Err("it is no number of GiB".into()),
+    }
 }
 
 /// `123`, `500M`, `2G`: powers of 1000, as the memory plan prints them.

@@ -204,6 +204,8 @@ pub fn completion_json(c: &Completion) -> Value {
         "text": c.text,
         "reasoning": c.reasoning,
         "prompt_tokens": c.prompt_tokens,
+        "cached_tokens": c.cached_tokens,
+        "recomputed_tokens": c.recomputed_tokens,
         "completion_tokens": c.completion_tokens,
         "reasoning_tokens": c.reasoning_tokens,
         "token_ids": c.token_ids,

@@ -177,7 +177,7 @@ impl Server {
             if done(&state) {
                 return state;
             }
-            assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {state}");
+            assert!(begun.elapsed() < Duration::from_secs(60), "{what}: {state}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

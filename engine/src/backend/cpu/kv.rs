@@ -2,7 +2,7 @@
 //! head attends to lie together. Scales of codes are `[blocks, kv_heads]`, set by the first token of a block
 //! before its others are stored ([`Cache::set_scale`], then a phase of [`Put`]s).
 
-use super::memory::Ptr;
+use super::memory::{Buffer, Ptr};
 use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
@@ -38,10 +38,6 @@ impl Cache {
     /// Whether it has scales, so that first tokens of blocks come before the others.
     pub fn has_scales(&self) -> bool {
         self.scales.is_some()
-    }
-    /// Bytes of a block.
-    pub fn block_bytes(&self) -> usize {
-        self.block_size * self.kv_heads * self.head_dim * self.format.bytes()
     }
     /// The vector of one token (a slot: `block * block_size + offset`) and head.
     #[inline(always)]
@@ -218,34 +214,42 @@ impl Step for Store {
     }
 }
 
+/// Where a block of `bytes` begins in a buffer that is indexed by blocks.
+pub fn block(buffer: &Buffer, block: u32, bytes: usize) -> *mut u8 {
+    let contents = &*buffer.0;
+    let at = block as usize * bytes;
+    assert!(at + bytes <= contents.decl.bytes(), "block {block} of slot {:?}", contents.decl);
+    contents.memory.start().wrapping_add(at)
+}
+
 /// [`op::CopyBlocks`].
 pub struct CopyBlocks {
     pairs: Ptr<u32>,
-    cache: Cache,
+    cache: Ptr<u8>,
+    blocks: usize,
+    /// Bytes of a block, whatever they are.
+    bytes: usize,
 }
 
 impl CopyBlocks {
     /// From the op.
     pub fn new(b: &Builder<'_>, o: &op::CopyBlocks) -> Self {
-        Self { pairs: b.ptr(o.pairs), cache: Cache::new(b, o.cache) }
+        let decl = b.program.decl(o.cache);
+        let blocks = decl.shape[0];
+        Self { pairs: b.ptr(o.pairs), cache: b.ptr(o.cache), blocks, bytes: decl.bytes() / blocks.max(1) }
     }
 }
 
 impl Step for CopyBlocks {
     fn run(&self, w: &Worker<'_>, live: &Live) {
         let pairs = live.rows(RowSpace::Batch);
-        let bytes = self.cache.block_bytes();
         w.phase(pairs, 1, |range| {
             for pair in range {
-                // SAFETY: live pairs; sources and targets of one launch are disjoint, and `at` checks both.
+                // SAFETY: live pairs of blocks that exist; sources and targets of one launch are disjoint.
                 unsafe {
-                    let [from, to] = [0, 1].map(|i| *self.pairs.at(2 * pair + i) as usize * self.cache.block_size);
-                    std::ptr::copy(self.cache.at(from, 0), self.cache.at(to, 0), bytes);
-                    if let Some(scales) = self.cache.scales {
-                        let heads = self.cache.kv_heads;
-                        let [from, to] = [from, to].map(|slot| scales.at(slot / self.cache.block_size * heads));
-                        std::ptr::copy(from, to, heads);
-                    }
+                    let [from, to] = [0, 1].map(|i| *self.pairs.at(2 * pair + i) as usize);
+                    assert!(from.max(to) < self.blocks, "blocks {from} and {to} of {}", self.blocks);
+                    std::ptr::copy(self.cache.at(from * self.bytes), self.cache.at(to * self.bytes), self.bytes);
                 }
             }
         });

@@ -207,6 +207,22 @@ impl Backend for CpuBackend {
         unsafe { std::ptr::copy_nonoverlapping(contents.memory.start(), out.as_mut_ptr(), out.len()) };
         Ok(())
     }
+    fn save_blocks(&mut self, buffer: &Buffer, decl: &SlotDecl, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        for (block, out) in blocks.iter().zip(out.chunks_exact_mut(self.block_bytes(decl))) {
+            let from = kv::block(buffer, *block, out.len());
+            // SAFETY: the block is within the buffer, and no launch is running.
+            unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        }
+        Ok(())
+    }
+    fn load_blocks(&mut self, buffer: &Buffer, decl: &SlotDecl, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        for (block, bytes) in blocks.iter().zip(bytes.chunks_exact(self.block_bytes(decl))) {
+            let to = kv::block(buffer, *block, bytes.len());
+            // SAFETY: as above.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        }
+        Ok(())
+    }
     fn compile(&mut self, program: &Program, bound: &Bound<Buffer>) -> Result<Plan> {
         plan::compile(program, bound, self.level, self.pool.threads())
     }

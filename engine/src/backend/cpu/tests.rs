@@ -3,7 +3,7 @@
 use super::simd::Level;
 use super::*;
 use crate::backend::check::{
-    agrees_with_reference, broken_tokens_show, chunks_keep_their_bits, rows_are_independent, run,
+    agrees_with_reference, blocks_move, broken_tokens_show, chunks_keep_their_bits, rows_are_independent, run,
 };
 use crate::op::lower::lower;
 use crate::op::problem::problems;
@@ -18,6 +18,12 @@ fn backends() -> impl Iterator<Item = CpuBackend> {
 fn the_fastest_level_agrees_with_the_oracle() {
     let count = agrees_with_reference(&mut CpuBackend::new(2).unwrap()).unwrap();
     assert!(count > 100);
+}
+
+#[test]
+fn blocks_move_here_and_in_the_oracle() {
+    assert!(blocks_move(&mut CpuBackend::new(2).unwrap()).unwrap() > 64);
+    assert!(blocks_move(&mut crate::backend::reference::ReferenceBackend::default()).unwrap() > 64);
 }
 
 #[test]

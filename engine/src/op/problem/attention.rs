@@ -241,7 +241,9 @@ pub(super) fn copy_blocks(rows: usize, live: usize, kv: KvFormat) -> Problem {
     let pairs = m.u32s("pairs", &[4, 2], pairs);
     for name in ["k_cache", "v_cache"] {
         let cache = cache.declare(&mut m, name, kv, kv_heads, head_dim);
-        m.program().push(CopyBlocks { pairs, cache });
+        for cache in cache.slots() {
+            m.program().push(CopyBlocks { pairs, cache });
+        }
     }
     m.next_program(rows, live);
     cache.attend(&mut m, kv, heads, kv_heads, head_dim, None);

@@ -74,6 +74,8 @@ pub struct Sampling<'a> {
     pub ignore_eos: Option<bool>,
     /// Exact cap on the thinking; -1 is none.
     pub thinking_token_budget: Option<i64>,
+    /// Whose cache it may use.
+    pub cache_salt: Option<&'a str>,
 }
 
 impl Sampling<'_> {
@@ -103,6 +105,7 @@ impl Sampling<'_> {
             stop_token_ids: self.stop_token_ids.unwrap_or_default().to_vec(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             thinking_token_budget: self.thinking_token_budget,
+            cache_salt: self.cache_salt.unwrap_or("").into(),
             ..d
         };
         if let Some(token) = params.stop_token_ids.iter().find(|t| **t as usize >= vocab) {
@@ -200,6 +203,9 @@ macro_rules! sampled_request {
             pub logit_bias: Option<std::collections::BTreeMap<String, f32>>,
             /// Goes on after the model's end tokens.
             pub ignore_eos: Option<bool>,
+            /// Only requests with the same salt share cached prompts; at most 256 bytes.
+            #[schema(max_length = 256)]
+            pub cache_salt: Option<String>,
             /// Without effect here.
             pub user: Option<serde_json::Value>,
             /// Without effect here.
@@ -232,6 +238,7 @@ macro_rules! sampled_request {
                     stop_token_ids: self.stop_token_ids.as_deref(),
                     ignore_eos: self.ignore_eos,
                     thinking_token_budget: None,
+                    cache_salt: self.cache_salt.as_deref(),
                 }
             }
 
