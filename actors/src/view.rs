@@ -18,9 +18,9 @@ use crate::trace::{ActorView, Tracer};
 pub struct BlockView {
     /// All blocks.
     pub total: usize,
-    /// Those that nobody holds.
+    /// Those that nobody holds, cached ones among them.
     pub free: usize,
-    /// Those of the free ones that hold something that may be of use.
+    /// Those that nobody holds and that may be of use.
     #[serde(skip)]
     pub cached: Vec<u32>,
     /// Tokens per block.

@@ -4,7 +4,7 @@ from math import gcd as true_gcd
 
 from problem import Problem, phrase
 from split import key_of
-from steps import from_base, gcd_steps, mul_digit, multiply, power_mod, to_base
+from steps import add_columns, from_base, gcd_steps, mul_digit, multiply, power_mod, sub_columns, to_base
 
 UNITS = [
     ("days are in {n} weeks", 7), ("months are in {n} years", 12), ("legs do {n} dogs have", 4),
@@ -47,18 +47,25 @@ def fact(rng, depth):
     return Problem("fact", "trivial", key_of("fact", what, n), question, answer, work, matcher)
 
 
+def _sum(a, sign, b):
+    """a plus or minus b, in columns where they are long."""
+    if max(a, b) < 100:
+        return [f"{a}{'+' if sign > 0 else '-'}{b}={a + sign * b}"]
+    return (add_columns if sign > 0 else sub_columns)(a, b)[0]
+
+
 def _percent_lines(p, n):
     """p percent of n from tenths and half tenths; all values whole."""
     tens, half = divmod(p, 10)
     lines = [f"10% of {n}={n // 10}"] if n % 10 == 0 else []
     total = tens * (n // 10)
     if tens > 1:
-        lines.append(f"{tens}*{n // 10}={total}")
+        lines += mul_digit(n // 10, tens)[0] if n >= 200 and n % 100 else [f"{tens}*{n // 10}={total}"]
     if half:
         five = n // 20
         lines.append(f"5% of {n}={five}")
         if tens:
-            lines.append(f"{total}+{five}={total + five}")
+            lines += _sum(total, 1, five)
         total += five
     assert total * 100 == p * n
     return lines, total
@@ -101,7 +108,7 @@ def _price(rng, changes, n):
         lines, part = _percent_lines(p, value)
         if len(changes) > 1:
             work.append(str(value) + ",".join(f"{s * q:+d}%" for q, s in changes[i:]))
-        work += lines + [f"{value}{'+' if sign > 0 else '-'}{part}={value + sign * part}"]
+        work += lines + _sum(value, sign, part)
         value += sign * part
         parts.append(f"{'rises' if sign > 0 else 'falls'} by {p}%")
     thing = rng.choice(["price", "rent", "salary", "number"])

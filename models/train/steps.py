@@ -11,9 +11,9 @@ with a wrong line cannot be generated.
 """
 
 
-def add_columns(a, b, rest=""):
+def add_columns(a, b, rest="", width=0):
     """478+56 -> 478+056 / 8+6+0=14:4 / 7+5+1=13:34 / 4+0+1=5:534. `rest`: what is still to do, see `running`."""
-    width = max(len(str(a)), len(str(b)))
+    width = max(len(str(a)), len(str(b)), width)
     top, bottom = str(a).zfill(width), str(b).zfill(width)
     lines, carry, done = [f"{top}+{bottom}{rest}"], 0, ""
     for i in range(width - 1, -1, -1):
@@ -25,17 +25,17 @@ def add_columns(a, b, rest=""):
     return lines, a + b
 
 
-def sub_columns(a, b, rest=""):
+def sub_columns(a, b, rest="", width=0):
     """478-59 -> 478-059 / 18-9-0=9:9 / 7-5-1=1:19 / 4-0-0=4:419.
 
     A column that must borrow shows it as a leading 1; the next line then
     takes 1 away.
     """
     assert a >= b
-    width = len(str(a))
-    top, bottom = str(a), str(b).zfill(width)
+    full = max(len(str(a)), width)
+    top, bottom = str(a).zfill(full), str(b).zfill(full)
     lines, borrow, done = [f"{top}-{bottom}{rest}"], 0, ""
-    for i in range(width - 1, -1, -1):
+    for i in range(full - 1, -1, -1):
         upper, lower = int(top[i]), int(bottom[i])
         need = upper - lower - borrow < 0
         digit = upper - lower - borrow + (10 if need else 0)
@@ -43,20 +43,21 @@ def sub_columns(a, b, rest=""):
         lines.append(f"{'1' if need else ''}{upper}-{lower}-{borrow}={digit}:{done}")
         borrow = int(need)
     assert int(done) == a - b
-    if done != str(a - b):
+    if done != str(a - b) and not width:
         lines.append(f"={a - b}")
     return lines, a - b
 
 
-def running(total, operands):
+def running(total, operands, width=5):
     """total plus the signed operands, one after another. Each head line carries what is still to do, so that the next
-    operand is read from the line above and not looked for in the question: 12+05,-3,+8 / ... / 17-03,+8 / ..."""
+    operand is read from the line above and not looked for in the question, and all numbers have the same width, so
+    that it is a plain copy: 00012+00005,-00003 / ... / 00017-00003 / ... / =14."""
     lines = []
     for i, n in enumerate(operands):
-        rest = "".join(f",{m:+d}" for m in operands[i + 1:])
-        block, total = (sub_columns if n < 0 else add_columns)(total, abs(n), rest)
+        rest = "".join(f",{'-' if m < 0 else '+'}{abs(m):0{width}d}" for m in operands[i + 1:])
+        block, total = (sub_columns if n < 0 else add_columns)(total, abs(n), rest, width)
         lines += block
-    return lines, total
+    return lines + [f"={total}"], total
 
 
 def mul_digit(a, d, zeros=0):

@@ -1,17 +1,18 @@
 //! The engine: a loaded model behind the actors, for programs that embed it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use ponder_actors::{BatchRunner, Loader, Submission, System, SystemOptions};
+use ponder_actors::{BatchRunner, KeepLengths, Loader, Submission, System, SystemOptions};
 use ponder_engine::backend::{Backend, DeviceInfo, DeviceKind};
 use ponder_engine::checkpoint::{Checkpoint, GenerationDefaults};
 use ponder_engine::kv::CacheOptions;
 use ponder_engine::model::ModelConfig;
 use ponder_engine::model::runner::{ModelRunner, RunnerOptions};
+use ponder_engine::reason::Survival;
 use ponder_engine::request::SamplingParams;
-use ponder_engine::schedule::{DraftPolicy, SchedulerOptions, SchedulingPolicy};
+use ponder_engine::schedule::{DraftPolicy, SchedulerOptions};
 use ponder_engine::spec::{Lookup, Source};
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
@@ -167,6 +168,7 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
         let (report, reports) = mpsc::channel();
         let draft =
             draft.map(|draft| drafting::setup(&options, draft, &checkpoint.config, &sizing.runner)).transpose()?;
+        let (lengths, keep_lengths) = remembered(options.length_stats.as_deref())?;
         let system = SystemOptions {
             cache: CacheOptions {
                 prefix_caching: options.prefix_caching,
@@ -179,8 +181,8 @@ impl<P: FnMut(LoadProgress)> WithBackend for Start<P> {
             lookup: options.lookup,
             draft,
             step_timeout: step_timeout(info.kind),
-            lengths: Default::default(),
-            keep_lengths: None,
+            lengths,
+            keep_lengths,
         };
         let started = std::thread::scope(|scope| {
             let starting = scope.spawn(move || System::start(system));
@@ -240,8 +242,8 @@ fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptio
         prefill_chunk: options.prefill_chunk,
         max_seqs: options.max_num_seqs,
         max_waiting: usize::MAX,
-        growth_quantile: 0.0,
-        policy: SchedulingPolicy::Fcfs,
+        growth_quantile: options.growth_quantile,
+        policy: options.scheduling_policy,
         max_model_len: sizes.max_model_len,
         blocks: sizes.kv.blocks,
         block_size: sizes.kv.block_size,
@@ -251,6 +253,23 @@ fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptio
         max_logit_rows: sizes.max_logit_rows,
         max_wait: options.max_wait,
     }
+}
+
+/// The lengths in a file, if there is one, and what keeps them there. A file that cannot be written later costs what
+/// was learnt and a warning, nothing else.
+fn remembered(path: Option<&Path>) -> Result<(Survival, Option<KeepLengths>)> {
+    let Some(path) = path else { return Ok(Default::default()) };
+    let lengths = Survival::load(path)
+        .map_err(|e| Error::checkpoint(path, "lengths", format!("{e}; name another file, or remove this one")))?;
+    // Written once at the start: who may not write is told now, not after a day.
+    lengths.save(path)?;
+    let path = path.to_path_buf();
+    let keep = move |lengths: &Survival| {
+        if let Err(error) = lengths.save(&path) {
+            tracing::warn!(%error, "the lengths of finished requests are not kept");
+        }
+    };
+    Ok((lengths, Some(Box::new(keep))))
 }
 
 /// Who guesses as a rule.

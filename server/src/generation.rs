@@ -131,6 +131,11 @@ impl Choices {
         self.inner.id
     }
 
+    /// Tokens generated so far of an answer that has not ended, those of marks and of text held back included.
+    pub fn generated(&self, choice: usize) -> usize {
+        self.answers.get(choice).map_or(0, |a| a.token_ids.len())
+    }
+
     /// What is new, and in which answer; `None` after the [`Update::Done`] of the last one.
     pub async fn next_update(&mut self) -> Option<(usize, Update)> {
         while self.ready.is_empty() {

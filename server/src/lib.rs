@@ -38,6 +38,7 @@ pub use engine::Engine;
 pub use generation::{Choices, Completion, Generation, Timings, Update};
 pub use opened::{LoadProgress, Opened};
 pub use options::{
-    BackendChoice, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, DEFAULT_SWAP_SPACE, DraftOptions, EngineOptions,
+    BackendChoice, DEFAULT_GROWTH_QUANTILE, DEFAULT_MODEL_LEN, DEFAULT_POOL_SEQS, DEFAULT_SWAP_SPACE, DraftOptions,
+    EngineOptions,
 };
 pub use prompt::Prompt;

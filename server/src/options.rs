@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ponder_engine::format::KvFormat;
 use ponder_engine::kv::Preemption;
-use ponder_engine::schedule::DraftPolicy;
+use ponder_engine::schedule::{DraftPolicy, SchedulingPolicy};
 use ponder_engine::spec::{LengthOptions, Lookup};
 use ponder_engine::{Error, Result};
 
@@ -112,6 +112,13 @@ pub struct EngineOptions {
     pub prefill_chunk: usize,
     /// Most tokens of one step, all sequences together.
     pub max_step_tokens: usize,
+    /// Who goes first where not all can.
+    pub scheduling_policy: SchedulingPolicy,
+    /// An answer starts when the KV pool will hold it and all in flight as far as this quantile of the lengths seen
+    /// before can tell; 0 looks at what is known to be needed, no further.
+    pub growth_quantile: f64,
+    /// Where the lengths of finished requests are remembered from one run to the next.
+    pub length_stats: Option<PathBuf>,
     /// What is looked up in logs as guesses: beside a draft model, or alone.
     pub lookup: Lookup,
     /// The draft model: a smaller one with the same tokens.
@@ -138,6 +145,10 @@ pub const DEFAULT_MEMORY_SHARE: f64 = 0.9;
 /// Host memory for preempted requests if the caller does not say: 4 GiB, as in vLLM.
 pub const DEFAULT_SWAP_SPACE: u64 = 4 << 30;
 
+/// The quantile of predicted lengths by which requests are admitted if the caller does not say: the one with the best
+/// throughput at twice the load that can be served (`simulate --policies`).
+pub const DEFAULT_GROWTH_QUANTILE: f64 = 0.6;
+
 /// How many of the longest sequences the KV pool holds if the caller does not say.
 pub const DEFAULT_POOL_SEQS: usize = 4;
 
@@ -160,6 +171,9 @@ impl EngineOptions {
             block_size: 16,
             prefill_chunk: 512,
             max_step_tokens: 512,
+            scheduling_policy: SchedulingPolicy::default(),
+            growth_quantile: DEFAULT_GROWTH_QUANTILE,
+            length_stats: None,
             lookup: Lookup::None,
             draft: None,
             drafts: DraftPolicy::Auto(LengthOptions::default()),
@@ -197,6 +211,10 @@ impl EngineOptions {
             && !(share > 0.0 && share <= 1.0)
         {
             return Err(Error::invalid("gpu_memory_utilization", format!("{share} is not above 0 and at most 1")));
+        }
+        if !(0.0..1.0).contains(&self.growth_quantile) {
+            let why = format!("{} is not at least 0 and below 1", self.growth_quantile);
+            return Err(Error::invalid("growth_quantile", why));
         }
         if let DraftPolicy::Fixed(k) = self.drafts {
             within("num_speculative_tokens", k, 0, 32)?;

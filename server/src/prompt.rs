@@ -11,7 +11,7 @@ use ponder_engine::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use ponder_engine::{Error, Result};
 
 use crate::options::EngineOptions;
-use crate::reasoner::{Reasoner, with_hint};
+use crate::reasoner::{Reasoner, last_question, with_hint};
 use crate::warm::Turn;
 
 /// What a user asks.
@@ -146,6 +146,15 @@ impl Prompter {
             *thinking = Arc::new(Thinking { decision, landing, ..Thinking::clone(thinking) });
         }
         Ok(rendered)
+    }
+
+    /// Tokens that the answer of a rendered prompt will hardly exceed, as far as one can tell: to choose where it
+    /// runs, never what it says.
+    pub fn expected_tokens(&self, rendered: &Rendered, params: &SamplingParams) -> f64 {
+        let query = rendered.turn.as_ref().map_or("", |turn| last_question(&turn.messages));
+        let decision = rendered.thinking.as_ref().and_then(|t| t.decision.as_ref());
+        let thinks = rendered.thinking.is_some() && !matches!(params.thinking_cap(), Ok(Some(0)));
+        self.reasoner.expected_tokens(query, decision, thinks)
     }
 
     fn chat(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {

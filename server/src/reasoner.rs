@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ponder_engine::reason::{AutoOptions, Classifier, Decision, EffortTable, Landing, Policy, Survival, decide};
+use ponder_engine::reason::{AutoOptions, Classifier, Decision, EffortTable, Landing, Part, Policy, Survival, decide};
 use ponder_engine::request::SamplingParams;
 use ponder_engine::text::{Message, Tokenizer};
 use ponder_engine::{Error, Result};
@@ -83,7 +83,7 @@ impl Reasoner {
         enable_thinking: Option<bool>,
     ) -> Result<Option<Decision>> {
         let Some(effort) = params.reasoning_effort else { return Ok(None) };
-        let query = messages.iter().rev().find(|m| m.role == "user").map_or("", |m| &m.content);
+        let query = last_question(messages);
         let mut decision = decide(effort, params.thinking_token_budget, query, &self.policy, &self.survival)?;
         if let Some(think) = enable_thinking.filter(|think| *think != decision.think) {
             if decision.think && params.reasoning_effort != Some(ponder_engine::reason::Effort::Auto) {
@@ -96,6 +96,23 @@ impl Reasoner {
         }
         Ok(Some(decision))
     }
+
+    /// Tokens that an answer to `query` will hardly exceed: nine tenths of such thinking, and an answer.
+    pub fn expected_tokens(&self, query: &str, decision: Option<&Decision>, thinks: bool) -> f64 {
+        let answer = |depth| self.survival.curve(depth, Part::Answer).quantile(0, 0.5);
+        if !thinks || decision.is_some_and(|d| !d.think) {
+            return answer(None);
+        }
+        let known = decision.and_then(|d| d.prediction.clone());
+        let prediction = known.unwrap_or_else(|| self.policy.classifier.predict(query));
+        let cap = decision.and_then(|d| d.budget).map_or(f64::MAX, |b| b as f64);
+        f64::from(prediction.tokens.p90).min(cap) + answer(Some(prediction.depth))
+    }
+}
+
+/// What the user asked last.
+pub fn last_question(messages: &[Message]) -> &str {
+    messages.iter().rev().find(|m| m.role == "user").map_or("", |m| &m.content)
 }
 
 fn given_or_beside(given: Option<&Path>, model: &Path, name: &str) -> Option<PathBuf> {

@@ -88,7 +88,7 @@ impl BlockPool {
     pub fn cached_blocks(&self) -> usize {
         self.tree.cached()
     }
-    /// Which blocks these are.
+    /// Which they are, in no order.
     pub fn cached(&self) -> impl Iterator<Item = u32> {
         self.tree.iter().filter(|(_, node)| node.holders == 0).filter_map(|(_, node)| node.block)
     }

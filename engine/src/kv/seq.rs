@@ -176,7 +176,9 @@ impl BlockPool {
                     let filled = self.tree.clock - u64::from(done);
                     let superseded = self.tree.shorter(above, tokens);
                     let node = self.tree.insert(above, tokens, held.parts.at(begin), own, filled);
-                    superseded.map(|shorter| drop_node(shorter, &mut self.tree, &mut self.free, &mut self.host));
+                    if let Some(shorter) = superseded {
+                        drop_node(shorter, &mut self.tree, &mut self.free, &mut self.host);
+                    }
                     node
                 }
                 // Somebody else computes the same: the next step sees.
@@ -252,7 +254,9 @@ impl BlockPool {
                     let own = held.table.remove(held.path.len());
                     let superseded = self.tree.shorter(above, rest);
                     nodes.push(self.tree.insert(above, rest, held.parts.at(begin), own, self.tree.clock - 1));
-                    superseded.map(|shorter| drop_node(shorter, &mut self.tree, &mut self.free, &mut self.host));
+                    if let Some(shorter) = superseded {
+                        drop_node(shorter, &mut self.tree, &mut self.free, &mut self.host);
+                    }
                 }
             }
         }

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use ponder::models::{self, DEFAULT_MODEL};
-use ponder::{BackendChoice, EngineOptions};
+
+use ponder::{BackendChoice, DEFAULT_GROWTH_QUANTILE, EngineOptions};
 use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
 use ponder_engine::kv::Preemption;
 use ponder_engine::reason::Effort;
 use ponder_engine::request::SamplingParams;
+use ponder_engine::schedule::SchedulingPolicy;
 
 use super::speculation::SpeculationArgs;
 
@@ -84,6 +86,17 @@ pub struct ModelArgs {
         hide_short_help = true
     )]
     pub max_step_tokens: usize,
+    /// Who goes first where not all can: fcfs, priority (the request's own), or reasoning, short work first with
+    /// nobody kept waiting for ever
+    #[arg(long, env = "PONDER_SCHEDULING_POLICY", default_value_t, value_name = "P", hide_short_help = true)]
+    pub scheduling_policy: SchedulingPolicy,
+    /// Admit a request when the KV pool will hold it as far as this quantile of the lengths seen before can tell;
+    /// 0 does not look ahead
+    #[arg(long, env = "PONDER_GROWTH_QUANTILE", default_value_t = DEFAULT_GROWTH_QUANTILE, value_name = "Q", hide_short_help = true)]
+    pub growth_quantile: f64,
+    /// Remember in this file how long requests think and answer, so that the next run predicts as well as this one
+    #[arg(long, env = "PONDER_LENGTH_STATS", value_name = "FILE", hide_short_help = true)]
+    pub length_stats: Option<PathBuf>,
     #[command(flatten)]
     pub speculation: SpeculationArgs,
     /// What the efforts mean, how `auto` decides, and the soft landing, as JSON [default: reasoning.json
@@ -117,6 +130,9 @@ impl ModelArgs {
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
+            scheduling_policy: self.scheduling_policy,
+            growth_quantile: self.growth_quantile,
+            length_stats: self.length_stats.clone(),
             reasoning_policy: self.reasoning_policy.clone(),
             depth_classifier: self.depth_classifier.clone(),
             soft_landing: self.soft_landing.clone(),

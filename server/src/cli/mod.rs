@@ -4,6 +4,7 @@ pub mod acceptance;
 pub mod args;
 pub mod bench;
 pub mod chat;
+pub mod config;
 pub mod devices;
 pub mod eval;
 pub mod fit;
@@ -14,6 +15,7 @@ pub mod run;
 pub mod serve;
 pub mod simulate;
 pub mod speculation;
+pub mod top;
 pub mod workload;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +31,7 @@ use clap::{Parser, Subcommand};
   ponder run --model qwen3.gguf \"Why is the sky blue?\"
   ponder chat --model ./QwQ-32B               talk, over several turns
   ponder serve --model qwen3.gguf             an OpenAI-compatible server on this machine
+  ponder top                                  what that server is doing
   ponder inspect --model qwen3.gguf           what is in a file, and how much memory it takes
   ponder devices                              what it could run on here
 
@@ -50,6 +53,8 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// Serve models over HTTP, as OpenAI does
     Serve(Box<serve::ServeArgs>),
+    /// Watch a running server
+    Top(top::TopArgs),
     /// Measure speed
     Bench(bench::BenchArgs),
     /// Ask problems with known answers: accuracy, thinking, waiting
@@ -73,6 +78,7 @@ impl Command {
             Command::Run(args) => run::run(args),
             Command::Chat(args) => chat::chat(args),
             Command::Serve(args) => serve::serve(*args),
+            Command::Top(args) => top::top(args),
             Command::Bench(args) => bench::bench(args),
             Command::Eval(args) => eval::eval(args),
             Command::Fit(args) => fit::fit(args),

@@ -1,16 +1,17 @@
 //! `ponder serve`: models over HTTP.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use ponder::Opened;
-use ponder::http::{self, Limits, ReasoningField, ServeOptions};
+use ponder::http::{self, Instance, Limits, Offer, ReasoningField, ServeOptions};
 
-use super::args::{ModelArgs, OutputArgs};
+use super::args::OutputArgs;
+use super::config::{self, InstanceArgs, InstancePlan, ModelPlan};
 use super::progress::Loading;
 
 /// Flags of `ponder serve`.
@@ -21,6 +22,7 @@ use super::progress::Loading;
 Examples:
   ponder serve                                         the bundled model on http://127.0.0.1:8000
   ponder serve --model qwen3.gguf --served-model-name qwen3 --served-model-name gpt-4o
+  ponder serve --config models.toml                    several models, short and long requests apart
   PONDER_API_KEY=secret ponder serve --host 0.0.0.0 --model ./QwQ-32B
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"model\": \"bundled\", \"messages\": [{\"role\": \"user\", \"content\": \"What is 15% of 80?\"}]}'")]
@@ -43,9 +45,9 @@ pub struct ServeArgs {
     /// A name of the model in requests; may be given several times [default: that of its file or folder]
     #[arg(long, env = "PONDER_SERVED_MODEL_NAME", value_delimiter = ',', value_name = "NAME")]
     served_model_name: Vec<String>,
-    /// Most sequences at once; others wait
-    #[arg(long, env = "PONDER_MAX_NUM_SEQS", default_value_t = 16, value_name = "N")]
-    max_num_seqs: usize,
+    /// Several models, or several instances of one, from this file; examples/models.toml is one
+    #[arg(long, env = "PONDER_CONFIG", value_name = "FILE", conflicts_with = "served_model_name")]
+    config: Option<PathBuf>,
     /// Under which names thinking is sent: both, reasoning_content or reasoning
     #[arg(long, env = "PONDER_REASONING_FIELD", default_value = "both", value_name = "F")]
     reasoning_field: ReasoningField,
@@ -61,7 +63,7 @@ pub struct ServeArgs {
     #[arg(long, env = "PONDER_LOG_PROMPTS", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     log_prompts: bool,
     #[command(flatten)]
-    model: ModelArgs,
+    instance: InstanceArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -149,20 +151,50 @@ impl ServeArgs {
     }
 }
 
+impl ServeArgs {
+    /// What to load: the file's models, or the one of the command line.
+    fn plans(&self) -> Result<Vec<ModelPlan>> {
+        if let Some(path) = &self.config {
+            return config::read(path, &config::given());
+        }
+        let names = match &self.served_model_name[..] {
+            [] => vec![default_name(&self.instance.model.model)],
+            names => names.to_vec(),
+        };
+        let only = InstancePlan { name: String::new(), up_to: None, options: self.instance.options()? };
+        Ok(vec![ModelPlan { names, instances: vec![only] }])
+    }
+}
+
+fn load(plan: ModelPlan, options: &ServeOptions, output: &OutputArgs) -> Result<Offer> {
+    let several = plan.instances.len() > 1;
+    let mut instances = Vec::new();
+    for InstancePlan { name, up_to, options: mut engine } in plan.instances {
+        let whole = if several { format!("{}-{name}", plan.names[0]) } else { plan.names[0].clone() };
+        engine.trace.clone_from(&output.trace);
+        if several && let Some(trace) = &mut engine.trace {
+            // Every engine has its own clock of steps: one file each.
+            let (stem, end) = (trace.file_stem().unwrap_or_default(), trace.extension().unwrap_or_default());
+            *trace = trace.with_file_name(format!("{}.{whole}.{}", stem.display(), end.display()));
+        }
+        engine.max_wait = Some(options.limits.queue_wait).filter(|w| !w.is_zero());
+        let opened = Opened::open(engine)?;
+        let mut loading = Loading::new(output);
+        let engine = opened.load(|p| loading.show(p))?;
+        loading.done();
+        instances.push(Instance { name, up_to, engine });
+    }
+    Ok(Offer { names: plan.names, instances })
+}
+
 /// Serves.
 pub fn serve(args: ServeArgs) -> Result<()> {
     let options = args.options()?;
     // An address that is taken is said before the model is loaded; it is taken when the model can answer.
     drop(http::listen(&options)?);
-    let mut engine = args.model.options(args.max_num_seqs)?;
-    engine.trace.clone_from(&args.output.trace);
-    engine.max_wait = Some(options.limits.queue_wait).filter(|w| !w.is_zero());
-    let names =
-        if args.served_model_name.is_empty() { vec![default_name(&args.model.model)] } else { args.served_model_name };
-    let opened = Opened::open(engine)?;
-    let mut loading = Loading::new(&args.output);
-    let engine = opened.load(|p| loading.show(p))?;
-    loading.done();
+    let plans = args.plans()?;
+    let loaded = plans.into_iter().map(|plan| load(plan, &options, &args.output)).collect::<Result<Vec<_>>>()?;
+    let names: Vec<String> = loaded.iter().flat_map(|offer| offer.names.clone()).collect();
     let (listener, address) = http::listen(&options)?;
     if !args.output.quiet {
         eprintln!("serving      {} on http://{address}", names.join(", "));
@@ -170,7 +202,7 @@ pub fn serve(args: ServeArgs) -> Result<()> {
     if args.output.json {
         super::print_json(&serde_json::json!({ "address": address.to_string(), "models": names }));
     }
-    let cut = http::run(listener, options, vec![(names, engine)])?;
+    let cut = http::run(listener, options, loaded)?;
     if cut > 0 {
         bail!("stopped with {cut} requests in flight");
     }

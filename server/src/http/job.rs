@@ -9,6 +9,7 @@ use ponder_engine::request::{Finish, SamplingParams};
 use super::admission::{Load, Permit};
 use super::auth::KeyId;
 use super::error::ApiError;
+use super::fleet::Seat;
 use super::state::{Running, Served, State};
 use super::wire;
 use super::wire::usage::Usage;
@@ -27,6 +28,8 @@ pub struct Order {
     pub params: SamplingParams,
     /// Who asks.
     pub key: KeyId,
+    /// Its place among the requests of several instances.
+    pub seat: Option<Seat>,
     /// When it arrived.
     pub arrived: Instant,
     /// Begins its id.
@@ -43,6 +46,7 @@ pub struct Job {
     model: Arc<Served>,
     updates: SelectAll<BoxStream<'static, (usize, Update)>>,
     _permit: Permit,
+    _seat: Option<Seat>,
     /// Its id on the wire.
     pub id: String,
     /// Seconds since 1970.
@@ -71,7 +75,7 @@ impl Job {
         if state.is_draining() {
             return Err(ApiError::unavailable("shutting_down", "the server is shutting down", 5));
         }
-        let Order { model, name, prompts, params, key, arrived, prefix, request_id, trace_id } = order;
+        let Order { model, name, prompts, params, key, seat, arrived, prefix, request_id, trace_id } = order;
         let (n, longest) = (usize::from(params.n), model.engine.max_model_len());
         let answers = n * prompts.len();
         let most = |p: &Rendered| longest.min(p.tokens.len().saturating_add(params.max_tokens.unwrap_or(longest)));
@@ -91,6 +95,7 @@ impl Job {
         Ok(Self {
             updates: select_all(updates),
             _permit: permit,
+            _seat: seat,
             id,
             created: wire::now(),
             name,

@@ -283,3 +283,27 @@ fn close_name(by: CloseReason) -> &'static str {
         CloseReason::Asked => "asked",
     }
 }
+/// The metrics of several models as one exposition: each family once, with the samples of all.
+pub fn joined(texts: &[String]) -> String {
+    let mut families: Vec<(&str, String)> = Vec::new();
+    for (nth, text) in texts.iter().enumerate() {
+        let mut at = 0;
+        for line in text.lines() {
+            let about = line.strip_prefix("# ").and_then(|rest| rest.split(' ').nth(1));
+            if let Some(name) = about {
+                at = families.iter().position(|(n, _)| *n == name).unwrap_or(families.len());
+                if at == families.len() {
+                    families.push((name, String::new()));
+                }
+                // What the first model said about the family stands already.
+                if nth > 0 && families[at].1.contains(line) {
+                    continue;
+                }
+            }
+            let Some((_, lines)) = families.get_mut(at) else { continue };
+            *lines += line;
+            lines.push('\n');
+        }
+    }
+    families.into_iter().map(|(_, lines)| lines).collect()
+}

@@ -2,12 +2,13 @@
 //!
 //! A request passes [`guard`] (id, host, key), is read by [`body`] (bounds, strict fields), becomes tokens in
 //! [`prompt`] and a [`job`] in the engine; [`sse`] carries its stream. What clients see is in [`wire`], what
-//! they may take in [`admission`]. No state outlives a request but counts in [`metrics`].
+//! they may take in [`admission`], and where several instances share a name, which of them answers in [`fleet`]. No state outlives a request but counts in [`metrics`].
 
 pub mod admission;
 pub mod auth;
 pub mod body;
 pub mod error;
+pub mod fleet;
 pub mod guard;
 pub mod guide;
 pub mod job;
@@ -32,9 +33,9 @@ use actix_web::{App, HttpServer};
 use ponder_engine::{Error, Result};
 
 pub use options::{Limits, ReasoningField, ServeOptions};
-use state::State;
+pub use state::{Instance, Offer};
 
-use crate::Engine;
+use state::State;
 
 /// Listens, and says where.
 ///
@@ -52,10 +53,10 @@ pub fn listen(options: &ServeOptions) -> Result<(TcpListener, SocketAddr)> {
 /// Serves until a signal ends it. Returns how many requests were cut off at the end.
 ///
 /// # Errors
-/// If the server cannot start.
-pub fn run(listener: TcpListener, options: ServeOptions, models: Vec<(Vec<String>, Engine)>) -> Result<usize> {
+/// If the server cannot start, or if two models have the same name.
+pub fn run(listener: TcpListener, options: ServeOptions, models: Vec<Offer>) -> Result<usize> {
     options.validate()?;
-    let state = Arc::new(State::new(options, models));
+    let state = Arc::new(State::new(options, models)?);
     let shared = state.clone();
     actix_web::rt::System::new().block_on(async move {
         let server = server(listener, shared.clone()).map_err(|e| Error::invalid("server", e.to_string()))?;

@@ -7,6 +7,7 @@ use ponder_engine::text::{Message, RenderOptions};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::fleet;
 use super::guard::Caller;
 use super::job::{Job, Order};
 use super::routes::blocking;
@@ -18,7 +19,7 @@ use crate::prompt::{Prompt, Rendered};
 use crate::reasoner::with_hint;
 
 /// What a chat request says about its prompt, whatever its format.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct ChatPrompt {
     /// The chat.
     pub messages: Vec<Message>,
@@ -106,9 +107,9 @@ pub async fn start(
     caller: Caller,
     prefix: &'static str,
 ) -> Result<Job, ApiError> {
-    let (model, name) = state.model(model)?;
-    let model = model.clone();
-    let params = sampling.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
+    let (usual, name) = state.model(model)?;
+    let members = state.group(model).map_or_else(|| vec![usual.clone()], |group| group.members.clone());
+    let params = sampling.params(usual.engine.generation_defaults(), usual.engine.config().vocab)?;
     if let (Some((field, _)), true) = (&prompt.schema, params.ignore_eos) {
         return Err(ApiError::invalid("ignore_eos", format!("contradicts {field}, which has an end")));
     }
@@ -116,8 +117,16 @@ pub async fn start(
     if state.options.log_prompts {
         tracing::info!(target: "ponder::prompt", request_id, messages = ?prompt.messages, "prompt");
     }
-    let renderer = model.clone();
-    let rendered = blocking(move || render(&renderer, prompt, true)).await?;
-    let order = Order { model, name, prompts: vec![rendered], params, key, arrived, prefix, request_id, trace_id };
+    let readers = members.clone();
+    let rendered = blocking(move || {
+        let read = |reader: &Arc<Served>| render(reader, prompt.clone(), true);
+        readers.iter().map(read).collect::<Result<Vec<_>, _>>()
+    });
+    let mut rendered = rendered.await?;
+    let (model, seat, index) =
+        fleet::place(state.group(model), &members, &rendered.iter().collect::<Vec<_>>(), &params).await?;
+    let params = sampling.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
+    let prompts = vec![rendered.swap_remove(index)];
+    let order = Order { model, name, prompts, params, key, seat, arrived, prefix, request_id, trace_id };
     Job::start(state, order).await
 }

@@ -77,13 +77,26 @@ impl Server {
         Self::over(tiny_model::hugging_face_of_context("llama", 1 << 15), flags)
     }
 
-    fn over(model: TinyModel, flags: &[&str]) -> Self {
+    /// A server of a tiny model's instances, as a configuration file describes them; `model` is given outside of it.
+    pub fn with_config(config: &str, flags: &[&str]) -> Self {
+        let model = tiny_model::hugging_face("llama", safetensors::Dtype::F32);
+        let file = model.path().join("models.toml");
+        std::fs::write(&file, config).expect("a file");
+        let file = file.display().to_string();
+        Self::over(model, &[&["--config", &file], flags].concat())
+    }
+
+    /// A server over a model that a test has changed.
+    pub fn over(model: TinyModel, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ponder"));
         for (name, _) in std::env::vars().filter(|(n, _)| n.starts_with("PONDER_")) {
             command.env_remove(name);
         }
         let path = model.arg();
-        command.args(["serve", "--model", &path, "--served-model-name", "tiny", "--port", "0", "--json"]);
+        command.args(["serve", "--model", &path, "--port", "0", "--json"]);
+        if !flags.contains(&"--config") {
+            command.args(["--served-model-name", "tiny"]);
+        }
         command.args(["--backend", "cpu", "--threads", "1"]).args(flags);
         if !flags.contains(&"--max-num-seqs") {
             command.args(["--max-num-seqs", "4"]);

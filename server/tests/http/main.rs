@@ -1,8 +1,12 @@
 //! `ponder serve` as its clients see it: the real program over TCP.
 mod client;
 mod console;
+mod fleet;
 mod forms;
 mod going_away;
 mod operation;
 mod refusals;
+#[path = "../program/terminal.rs"]
+mod terminal;
+mod top;
 mod wire;

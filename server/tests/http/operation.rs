@@ -3,6 +3,7 @@
 use std::io::BufReader;
 use std::time::{Duration, Instant};
 
+use ponder_tests::tiny_model;
 use serde_json::json;
 
 use crate::client::{Server, chat, read_chunk, read_head, read_reply};
@@ -85,6 +86,9 @@ fn deadlines_and_shares() {
         "32768",
         "--max-num-seqs",
         "1",
+        // Any other policy lets a short request go first.
+        "--scheduling-policy",
+        "fcfs",
         "--queue-timeout",
         "0.5",
         "--request-timeout",
@@ -178,6 +182,31 @@ fn logs_have_ids_and_no_prompts() {
     let lines: Vec<serde_json::Value> = lines.map(|l| serde_json::from_str(l).expect("JSON")).collect();
     assert!(lines.iter().any(|l| l["target"] == "ponder::request" && l["completion_tokens"] == 2), "{log}");
     assert!(lines.iter().any(|l| l["target"] == "ponder::http" && l["status"] == 200), "{log}");
+}
+
+#[test]
+fn numbers_that_break_are_an_error_of_their_request() {
+    // Finite weights of the last matrix, so large that every logit overflows.
+    let model = tiny_model::hugging_face("llama", safetensors::Dtype::F32);
+    let path = model.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let place = |i: usize| 8 + header + json["lm_head.weight"]["data_offsets"][i].as_u64().unwrap() as usize;
+    for value in bytes[place(0)..place(1)].chunks_exact_mut(4) {
+        value.copy_from_slice(&3e38f32.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let server = Server::over(model, &[]);
+    for _ in 0..3 {
+        let reply = server.chat(json!({ "max_tokens": 4 }));
+        assert_eq!(reply.refused(500, "")["code"], "numerical_error");
+        assert_eq!(reply.header("x-should-retry"), Some("false"), "{reply:?}");
+    }
+    assert_eq!((server.get("/health").status, server.get("/ready").status), (200, 200));
+    server.until("nothing is left", |s| s["lanes"] == json!([]) && s["kv"]["free"] == s["kv"]["total"]);
+    let state = server.engine();
+    assert_eq!(state["admitted"], json!({ "answers": 0, "tokens": 0 }), "{state}");
 }
 
 #[test]

@@ -25,6 +25,27 @@ fn but_cached(usage: &Value) -> Value {
 }
 
 #[test]
+fn a_cache_salt_keeps_tenants_apart() {
+    let server = Server::start(&[]);
+    let cached = |salt: Option<&str>| {
+        let mut body = json!({"model": "tiny", "max_tokens": 4, "temperature": 0,
+            "messages": [{"role": "user", "content": "What is 12 + 30, and what is 30 + 12?"}]});
+        if let Some(salt) = salt {
+            body["cache_salt"] = json!(salt);
+        }
+        let usage = server.post("/v1/chat/completions", &body).good()["usage"].clone();
+        usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!([cached(None), cached(Some("a")), cached(Some("b"))], [0, 0, 0]);
+    let hits = [cached(None), cached(Some("a")), cached(Some("b"))];
+    assert!(hits[0] > 0 && hits.iter().all(|h| *h == hits[0]), "{hits:?}");
+    // An order of importance that nobody keeps would be a promise broken in silence.
+    server.chat(json!({ "priority": -3 })).refused(400, "priority");
+    let orderly = Server::start(&["--scheduling-policy", "priority"]);
+    orderly.chat(json!({ "priority": -3, "max_tokens": 2 })).good();
+}
+
+#[test]
 fn a_stream_says_what_the_whole_reply_says() {
     let server = Server::start(&[]);
     let asked = json!({ "n": 3, "seed": 7, "temperature": 1.1, "max_tokens": 40 });

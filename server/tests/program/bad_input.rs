@@ -269,3 +269,27 @@ fn speculation_that_cannot_be() {
         assert_eq!((json["completion_tokens"].as_u64(), drafted > 0), (Some(8), k != "0"), "{json}");
     }
 }
+
+#[test]
+fn a_configuration_file_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("models.toml");
+    let path = file.to_str().unwrap();
+    let instance = "[[models]]\nnames = [\"a\"]\n[[models.instances]]\nname = \"x\"\n";
+    for (case, text, parts) in [
+        ("no TOML", "[[models", vec!["line 1"]),
+        ("no models", "models = []", vec!["models"]),
+        ("no names", "[[models]]\nmodel = \"bundled\"", vec!["names"]),
+        ("another key", "[[models]]\nnames = [\"a\"]\nmodle = 3", vec!["models[0]", "modle"]),
+        ("a flag of the server", "[[models]]\nnames = [\"a\"]\nport = 3", vec!["port"]),
+        ("a wrong value", "[[models]]\nnames = [\"a\"]\nkv-cache-dtype = \"int3\"", vec!["kv-cache-dtype", "int3"]),
+        ("no such model", "[[models]]\nnames = [\"a\"]\nmodel = \"none.gguf\"", vec!["none.gguf"]),
+        ("a name twice", &format!("{instance}[[models.instances]]\nname = \"x\"\n"), vec!["instances[1]", "\"x\""]),
+        ("no number", &format!("{instance}up-to = \"many\"\n"), vec!["up-to"]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        ponder(&["serve", "--port", "0", "--config", path]).refused(case, &[&[path][..], &parts].concat());
+    }
+    std::fs::remove_file(&file).unwrap();
+    ponder(&["serve", "--port", "0", "--config", path]).refused("no file", &[path, "No such file"]);
+}

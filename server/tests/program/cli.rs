@@ -45,6 +45,30 @@ fn a_prompt_comes_from_stdin_and_flags_from_the_environment() {
 }
 
 #[test]
+fn lengths_are_remembered_in_a_file_and_change_no_token() {
+    let model = hugging_face("llama", Dtype::F32);
+    let path = model.arg();
+    let folder = tempfile::tempdir().unwrap();
+    let stats = folder.path().join("lengths.json");
+    let stats = stats.to_str().unwrap();
+    let flags = ["run", "--model", &path, "--max-tokens", "9", "--ignore-eos", "--json", "Hello"];
+    let plain = ponder(&flags).json();
+    let remembered = || std::fs::read_to_string(stats).unwrap();
+    let first = ponder(&[&flags[..], &["--length-stats", stats]].concat()).json();
+    let once = remembered();
+    let second = ponder(&[&flags[..], &["--length-stats", stats, "--scheduling-policy", "fcfs"]].concat()).json();
+    assert_eq!((&plain["token_ids"], &plain["token_ids"]), (&first["token_ids"], &second["token_ids"]));
+    assert_ne!(once, remembered(), "the second run learnt too");
+
+    std::fs::write(stats, "{}").unwrap();
+    ponder(&[&flags[..], &["--length-stats", stats]].concat()).refused("damaged", &[stats, "lengths", "remove"]);
+    let nowhere = folder.path().join("none/lengths.json");
+    let nowhere = nowhere.to_str().unwrap();
+    ponder(&[&flags[..], &["--length-stats", nowhere]].concat()).refused("no folder", &["none"]);
+    ponder(&[&flags[..], &["--growth-quantile", "1.5"]].concat()).refused("quantile", &["growth_quantile", "1.5"]);
+}
+
+#[test]
 fn a_seed_repeats_an_answer_and_another_seed_does_not() {
     let model = hugging_face("qwen2", Dtype::BF16);
     let path = model.arg();
@@ -124,7 +148,9 @@ fn bench_perplexity_inspect_and_devices_print_what_scripts_need() {
 
 #[test]
 fn help_teaches() {
-    for command in ["run", "chat", "eval", "fit", "serve", "bench", "simulate", "devices", "inspect", "perplexity"] {
+    for command in
+        ["run", "chat", "eval", "fit", "serve", "top", "bench", "simulate", "devices", "inspect", "perplexity"]
+    {
         let ran = ponder(&[command, "--help"]);
         assert_eq!(ran.code, Some(0));
         assert!(ran.stdout.contains("Examples:\n  "), "{command}: {}", ran.stdout);

@@ -1,5 +1,7 @@
 //! The program from outside: what scripts rely on, and what becomes of bad input.
 
 mod bad_input;
+mod chat;
 mod cli;
 mod common;
+mod terminal;

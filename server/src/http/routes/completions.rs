@@ -1,5 +1,7 @@
 //! `/v1/completions`.
 
+use std::sync::Arc;
+
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use ponder_engine::request::SamplingParams;
@@ -8,13 +10,15 @@ use serde_json::Value;
 use super::{blocking, reply, shared, with_ignored};
 use crate::http::body;
 use crate::http::error::ApiError;
+use crate::http::fleet;
 use crate::http::guard::Caller;
 use crate::http::job::{Job, Order};
 use crate::http::sse::{self, Frames, Gone, Sender};
-use crate::http::state::State;
+use crate::http::state::{Served, State};
 use crate::http::wire::FINGERPRINT;
 use crate::http::wire::completion::{CompletionRequest, MAX_PROMPTS, TextChoice, TextCompletion};
 use crate::http::wire::usage::{Timings, Usage, stop_reason};
+use crate::prompt::Rendered;
 use crate::{Completion, Update};
 
 /// Continues texts.
@@ -47,10 +51,11 @@ pub async fn completions(request: HttpRequest, state: Data<State>, payload: Payl
 
 /// Starts the request; with it, for each prompt, the text that comes before its answers.
 async fn start(state: &Data<State>, asked: &CompletionRequest, caller: Caller) -> Result<(Job, Vec<String>), ApiError> {
-    let (model, name) = state.model(asked.model.as_deref())?;
-    let model = model.clone();
-    let vocab = model.engine.config().vocab;
-    let params: SamplingParams = asked.sampling()?.params(model.engine.generation_defaults(), vocab)?;
+    let (usual, name) = state.model(asked.model.as_deref())?;
+    let (sampling, vocab) = (asked.sampling()?, usual.engine.config().vocab);
+    let params: SamplingParams = sampling.params(usual.engine.generation_defaults(), vocab)?;
+    let group = state.group(asked.model.as_deref());
+    let members = group.map_or_else(|| vec![usual.clone()], |group| group.members.clone());
     let prompts = asked.prompt.prompts();
     if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
         let why = format!("{} prompts; between 1 and {MAX_PROMPTS} are taken", prompts.len());
@@ -59,9 +64,9 @@ async fn start(state: &Data<State>, asked: &CompletionRequest, caller: Caller) -
     if state.options.log_prompts {
         tracing::info!(target: "ponder::prompt", request_id = caller.request_id, prompt = ?asked.prompt, "prompt");
     }
-    let (renderer, with_echo) = (model.clone(), asked.echo.unwrap_or(false));
-    let rendered = blocking(move || {
-        let prompter = renderer.engine.prompter();
+    let (readers, with_echo) = (members.clone(), asked.echo.unwrap_or(false));
+    let read = move |reader: &Arc<Served>| {
+        let (prompter, vocab) = (reader.engine.prompter(), reader.engine.config().vocab);
         let one = |p| -> Result<_, ApiError> {
             let rendered = prompter.render(p)?;
             if let Some(token) = rendered.tokens.iter().find(|t| **t as usize >= vocab) {
@@ -73,12 +78,18 @@ async fn start(state: &Data<State>, asked: &CompletionRequest, caller: Caller) -
             let echo = if with_echo { prompter.tokenizer().decode(&rendered.tokens) } else { String::new() };
             Ok((rendered, echo))
         };
-        prompts.iter().map(one).collect::<Result<Vec<_>, _>>()
-    });
-    let (prompts, echo): (Vec<_>, Vec<_>) = rendered.await?.into_iter().unzip();
+        prompts.iter().map(one).collect::<Result<Vec<_>, ApiError>>()
+    };
+    let mut rendered = blocking(move || readers.iter().map(read).collect::<Result<Vec<_>, _>>()).await?;
+    // They go together: the longest decides.
+    let read: Vec<&Rendered> =
+        rendered.iter().filter_map(|r| r.iter().map(|(r, _)| r).max_by_key(|r| r.tokens.len())).collect();
+    let (model, seat, index) = fleet::place(group, &members, &read, &params).await?;
+    let params = sampling.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
+    let (prompts, echo): (Vec<_>, Vec<_>) = rendered.swap_remove(index).into_iter().unzip();
     let echo = echo.into_iter().flat_map(|e| std::iter::repeat_n(e, usize::from(params.n))).collect();
     let Caller { request_id, trace_id, key, arrived } = caller;
-    let order = Order { model, name, prompts, params, key, arrived, prefix: "cmpl", request_id, trace_id };
+    let order = Order { model, name, prompts, params, key, seat, arrived, prefix: "cmpl", request_id, trace_id };
     Ok((Job::start(shared(state), order).await?, echo))
 }
 

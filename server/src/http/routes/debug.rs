@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::shared;
 use crate::http::error::ApiError;
+use crate::http::metrics::joined;
 use crate::http::sse::{self, Frames};
 use crate::http::state::{Served, State};
 use ponder_actors::view::EngineView;
@@ -19,12 +20,12 @@ use ponder_actors::view::EngineView;
     responses((status = 200, description = "Metrics", body = String, content_type = "application/openmetrics-text"),
         crate::http::openapi::Unready))]
 pub async fn metrics(state: Data<State>) -> Result<HttpResponse, ApiError> {
-    let mut text = String::new();
+    let mut texts = Vec::new();
     for model in &state.models {
         let view = model.engine.handle().view().await?;
-        text += &model.metrics.text(&view);
+        texts.push(model.metrics.text(&view));
     }
-    text += "# EOF\n";
+    let text = joined(&texts) + "# EOF\n";
     Ok(HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(text))
 }
 

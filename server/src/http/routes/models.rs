@@ -32,8 +32,8 @@ fn entry(model: &Served, name: &str) -> ModelEntry {
 #[utoipa::path(get, path = "/v1/models", tag = "models",
     responses((status = 200, body = ModelList), crate::http::openapi::Refusals))]
 pub async fn list(state: Data<State>) -> HttpResponse {
-    let names = state.models.iter().flat_map(|m| m.names.iter().map(move |n| entry(m, n)));
-    reply(&ModelList { object: "list", data: names.collect() }, &[])
+    let data = state.all_names().map(|(model, name)| entry(model, name)).collect();
+    reply(&ModelList { object: "list", data }, &[])
 }
 
 /// One of them.

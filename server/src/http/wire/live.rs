@@ -160,6 +160,12 @@ impl BlockMap {
                 }
             }
         }
+        let cached = KINDS.iter().position(|k| *k == "cached").unwrap_or(0);
+        for block in &kv.cached {
+            if let Some(entry @ (_, 0)) = blocks.get_mut(*block as usize) {
+                entry.0 = cached;
+            }
+        }
         let per_cell = kv.total.div_ceil(CELLS).max(1);
         let mut runs: Vec<[u32; 3]> = Vec::new();
         for cell in blocks.chunks(per_cell) {
@@ -249,6 +255,10 @@ mod tests {
         assert_eq!((map.per_cell, &map.runs[..]), (1, &[[5, 0, 3], [0, 0, 1], [6, 0, 1], [0, 0, 3]][..]));
         let shared = BlockMap::new(&view(2, &[(Lane::Thinking, vec![0]), (Lane::Thinking, vec![0, 1])]));
         assert_eq!(shared.runs, [[5, 1, 1], [5, 0, 1]]);
+        // What somebody holds is no longer merely cached.
+        let mut kept = view(4, &[(Lane::Answer, vec![1])]);
+        kept.kv.cached = vec![1, 2];
+        assert_eq!(BlockMap::new(&kept).runs, [[0, 0, 1], [6, 0, 1], [1, 0, 1], [0, 0, 1]]);
     }
 
     #[test]

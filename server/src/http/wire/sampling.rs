@@ -76,6 +76,8 @@ pub struct Sampling<'a> {
     pub thinking_token_budget: Option<i64>,
     /// Whose cache it may use.
     pub cache_salt: Option<&'a str>,
+    /// Importance: the smaller goes first.
+    pub priority: Option<i32>,
 }
 
 impl Sampling<'_> {
@@ -106,6 +108,7 @@ impl Sampling<'_> {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             thinking_token_budget: self.thinking_token_budget,
             cache_salt: self.cache_salt.unwrap_or("").into(),
+            priority: self.priority.unwrap_or(d.priority),
             ..d
         };
         if let Some(token) = params.stop_token_ids.iter().find(|t| **t as usize >= vocab) {
@@ -206,6 +209,8 @@ macro_rules! sampled_request {
             /// Only requests with the same salt share cached prompts; at most 256 bytes.
             #[schema(max_length = 256)]
             pub cache_salt: Option<String>,
+            /// With `--scheduling-policy priority`, the smaller number goes first; refused with the others.
+            pub priority: Option<i32>,
             /// Without effect here.
             pub user: Option<serde_json::Value>,
             /// Without effect here.
@@ -239,6 +244,7 @@ macro_rules! sampled_request {
                     ignore_eos: self.ignore_eos,
                     thinking_token_budget: None,
                     cache_salt: self.cache_salt.as_deref(),
+                    priority: self.priority,
                 }
             }
 
