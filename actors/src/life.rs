@@ -62,6 +62,8 @@ pub struct Ended {
     pub why: &'static str,
     /// Tokens of its prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were in the cache already.
+    pub cached_tokens: usize,
     /// Tokens generated.
     pub output_tokens: usize,
     /// Tokens of thinking among them.
@@ -94,6 +96,7 @@ impl Ended {
         Self {
             why,
             prompt_tokens: finished.prompt_tokens,
+            cached_tokens: finished.cached_tokens,
             output_tokens: finished.completion_tokens,
             reasoning_tokens: finished.reasoning_tokens,
             recomputed_tokens: finished.recomputed_tokens,
@@ -171,9 +174,13 @@ impl Lives {
 
     /// What a step did for an answer.
     pub fn step(&mut self, result: &SettledSeq) {
-        let Some((_, life)) = self.open.get_mut(&result.seq) else { return };
+        let Some((phase, life)) = self.open.get_mut(&result.seq) else { return };
         let Some(stretch) = life.stretches.last_mut() else { return };
         let chosen = result.chosen.as_ref().map_or(0, Vec::len) as u64;
+        if *phase == LifePhase::In(Lane::Prefill) {
+            let computed = result.cached.saturating_sub(result.start) as u64;
+            self.totals.prefill_tokens += computed - chosen.saturating_sub(1).min(computed);
+        }
         stretch.steps += 1;
         stretch.chosen += chosen;
         stretch.drafted += result.drafted as u64;

@@ -80,11 +80,10 @@ impl SchedulerActor {
     }
     fn plan_step(&mut self, message: PlanStep) -> Option<StepPlan> {
         let plan = self.scheduler.plan(message.now, message.only)?;
+        // What is computed for nobody has no life to be traced.
         for seq in &plan.seqs {
-            let Some(lane) = self.scheduler.doing(seq.seq) else { continue };
-            self.enter(seq.seq, lane);
-            if lane == Lane::Prefill {
-                self.lives.totals.prefill_tokens += seq.tokens.len() as u64;
+            if let Some(lane) = self.scheduler.doing(seq.seq) {
+                self.enter(seq.seq, lane);
             }
         }
         self.tracer.step_members(plan.id.0, || {

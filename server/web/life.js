@@ -47,7 +47,7 @@ function endFacts(ended) {
   return facts([
     ["Ended by", ended.why],
     ["Thinking ended", CLOSED[ended.closed_by]],
-    ["Prompt", `${count(ended.prompt_tokens)} tokens`],
+    ["Prompt", `${count(ended.prompt_tokens)} tokens${ended.cached_tokens > 0 ? `, ${count(ended.cached_tokens)} of them from the cache` : ""}`],
     ["Generated", `${count(ended.output_tokens)} tokens, ${count(ended.reasoning_tokens)} of them thinking`],
     ["Guesses", ended.drafted_tokens > 0 ? `${count(ended.accepted_tokens)} of ${count(ended.drafted_tokens)} right` : "none"],
     ["Computed again", ended.recomputed_tokens > 0 ? `${count(ended.recomputed_tokens)} tokens` : null],

@@ -146,6 +146,12 @@ impl BlockMap {
         let kv = &view.kv;
         // Kind and holders of every block.
         let mut blocks = vec![(0usize, 0u32); kv.total];
+        let cached = KINDS.iter().position(|k| *k == "cached").unwrap_or(0);
+        for block in &kv.cached {
+            if let Some(entry) = blocks.get_mut(*block as usize) {
+                entry.0 = cached;
+            }
+        }
         for lane in &view.lanes {
             let kind = KINDS.iter().position(|k| *k == lane.seq.lane.name()).unwrap_or(0);
             for block in &lane.blocks {
