@@ -160,12 +160,6 @@ impl BlockMap {
                 }
             }
         }
-        let cached = KINDS.iter().position(|k| *k == "cached").unwrap_or(0);
-        for block in &kv.cached {
-            if let Some(entry @ (_, 0)) = blocks.get_mut(*block as usize) {
-                entry.0 = cached;
-            }
-        }
         let per_cell = kv.total.div_ceil(CELLS).max(1);
         let mut runs: Vec<[u32; 3]> = Vec::new();
         for cell in blocks.chunks(per_cell) {
