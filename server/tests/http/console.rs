@@ -130,7 +130,10 @@ fn the_engine_live_and_a_life() {
 
     drop(running);
     server.until("it is gone", |s| s["lanes"].as_array().unwrap().is_empty());
-    let life = server.get(&format!("/debug/life?request={request}")).good();
+    // Its end is told with the next step.
+    let look = || server.get(&format!("/debug/life?request={request}")).good();
+    server.until("its life has ended", |_| !look()["ended"].is_null());
+    let life = look();
     assert_eq!(life["ended"]["why"], "cancelled", "{life}");
     let stretches = life["stretches"].as_array().unwrap();
     assert!(stretches.iter().all(|s| s["until_ms"].as_u64() >= s["from_ms"].as_u64()), "{life}");

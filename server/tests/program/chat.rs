@@ -81,7 +81,10 @@ fn a_conversation_on_a_terminal() {
     // Stopped while it thinks, all at once: nothing was answered.
     terminal.press("/budget 1000000\r");
     terminal.until("> ");
-    terminal.press("Again\r");
+    // What was stopped anywhere would be part of the question: the same one is asked, which is known to think long.
+    terminal.press("/clear\r");
+    terminal.until("> ");
+    terminal.press("Hello\r");
     terminal.until(" of ");
     terminal.press(CTRL_C);
     terminal.until("answering now · ");

@@ -213,7 +213,7 @@ fn a_trace_is_written() {
     ran.json();
     let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&trace).unwrap()).unwrap();
     let events = json["traceEvents"].as_array().unwrap();
-    assert!(events.iter().any(|e| e["name"] == "Verify") && events.iter().any(|e| e["name"] == "decode"), "{json}");
+    assert!(events.iter().any(|e| e["name"] == "Verify") && events.iter().any(|e| e["name"] == "answer"), "{json}");
 }
 
 #[test]
