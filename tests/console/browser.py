@@ -169,12 +169,13 @@ def answer_now(browser):
     tab.page.select_option("#effort", "max")
     tab.page.locator(".more summary").click()
     tab.page.fill("#system", "Think for very long.")
+    # The model thinks for a tenth of a second: the page itself presses the button as soon as it can be pressed.
+    tab.page.evaluate("""() => {
+        const button = document.querySelector("#answer-now");
+        new MutationObserver(() => button.disabled || button.click()).observe(button, { attributes: true });
+    }""")
     for attempt in range(8):
         article = tab.ask(f"{HARD} Check every step {attempt + 2} times.")
-        try:
-            tab.page.locator("#answer-now:enabled").click(timeout=3000)
-        except Exception:  # It had thought already: a fast machine.
-            pass
         tab.answered(article)
         if "you asked" in (article.locator(".why").text_content() or ""):
             assert article.locator(".answer").text_content().strip()
