@@ -2,7 +2,7 @@
 //!
 //! Waking a thread costs tens of microseconds, and a step has hundreds of phases: so threads are woken
 //! once per launch, and between phases they meet at a barrier that spins. A spin is bounded: on a busy
-//! machine it becomes a yield, and between launches a sleep.
+//! machine it becomes a yield. Between launches they yield, then sleep.
 //!
 //! A panic in one thread poisons the barrier; the others leave their phase, and the launch is an error.
 
@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Spins before a waiting thread begins to yield: about 50 us.
+/// Spins at a barrier before a thread begins to yield: about 50 us.
 const SPINS: u32 = 3000;
 /// Yields between launches before a worker sleeps.
-const YIELDS: u32 = 200;
+const YIELDS: u32 = 400;
 
 /// A value on a cache line of its own.
 #[repr(align(128))]
@@ -128,14 +128,14 @@ impl Shared {
             self.poisoned.store(true, Ordering::Release);
         }
     }
-    /// Waits until a launch after `seen` begins; spins, yields, then sleeps.
+    /// Waits until a launch after `seen` begins; gives way, then sleeps. It does not spin: what everybody waits for
+    /// between launches is another thread's work, which may want this very core.
     fn wait_for_work(&self, seen: usize) {
-        let mut spins = 0;
-        while spins < SPINS + YIELDS {
+        for _ in 0..YIELDS {
             if self.epoch.0.load(Ordering::Acquire) != seen {
                 return;
             }
-            relax(&mut spins);
+            std::thread::yield_now();
         }
         let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
         *sleepers += 1;
