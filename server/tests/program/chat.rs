@@ -2,17 +2,27 @@
 
 use crate::common::ponder_with;
 use crate::terminal::Terminal;
-use ponder_tests::tiny_model::{TEMPLATE, TinyModel, hugging_face, hugging_face_of_context};
+use ponder_tests::tiny_model::{SPECIALS, TEMPLATE, TinyModel, VOCAB, hugging_face, hugging_face_of_context};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-/// A model that always thinks: its template opens the thinking. Left alone it would do so for long.
+/// A model that always thinks: its template opens the thinking, and left alone it would do so for ever.
 fn thinker() -> TinyModel {
     let model = hugging_face_of_context("llama", 1 << 15);
     let path = model.path().join("tokenizer_config.json");
     let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     config["chat_template"] = json!(TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"));
     std::fs::write(&path, config.to_string()).unwrap();
+    // It never ends its thinking by itself: its logit for that is 0, and one of 271 others is larger.
+    let weights = model.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let place = |i: usize| 8 + header + json["lm_head.weight"]["data_offsets"][i].as_u64().unwrap() as usize;
+    let row = (place(1) - place(0)) / VOCAB;
+    let close = 256 + SPECIALS.iter().position(|s| *s == "</think>").unwrap();
+    bytes[place(0) + close * row..place(0) + (close + 1) * row].fill(0);
+    std::fs::write(&weights, bytes).unwrap();
     model
 }
 
