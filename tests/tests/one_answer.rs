@@ -64,6 +64,8 @@ impl Case {
             prefix_caching: way.caching,
             preemption: way.preemption,
             swap_space: 64 << 20,
+            // Who looks ahead lets nobody in who would have to be preempted.
+            growth_quantile: if way.pool > 0 { 0.0 } else { self.options.growth_quantile },
             ..self.options.clone()
         };
         let mut options = options;
