@@ -89,12 +89,7 @@ struct Run<KvE4M3, N> {
     static const u32 TERMS = 1, WORDS = (N + 3) / 4;
     u32 w[WORDS];
     DEVICE void load(const u8* p) { load_words<N>(w, p); }
-    /// The code's exponent and mantissa where a bf16 has its own are 2^-120 of the number, exactly.
-    DEVICE u32 pair(u32 i, u32) const {
-        u32 codes = w[i / 2] >> (16 * (i % 2)), spread = (codes & 0xFFu) | (codes & 0xFF00u) << 8;
-        u32 numbers = fma_bf16x2((spread & 0x007F007Fu) << 4, 0x7B807B80u, 0x80008000u) | (spread & 0x00800080u) << 8;
-        return broken() ? 0x7FC07FC0u : numbers;
-    }
+    DEVICE u32 pair(u32 i, u32) const { return broken() ? 0x7FC07FC0u : bf16x2_of_e4m3(w[i / 2] >> (16 * (i % 2))); }
     /// A head that is not finite holds this code everywhere.
     DEVICE bool broken() const { return (w[0] & 0xFFu) == KvE4M3::NOT_A_NUMBER; }
 };

@@ -182,6 +182,13 @@ struct Operand {
     }
 };
 
+/// Two E4M3 codes, of the low and the second byte, as bf16, exactly; the NaN code is not for it. A code's exponent
+/// and mantissa where a bf16 has its own are 2^-120 of the number.
+DEVICE u32 bf16x2_of_e4m3(u32 codes) {
+    u32 spread = (codes & 0xFFu) | (codes & 0xFF00u) << 8;
+    return fma_bf16x2((spread & 0x007F007Fu) << 4, 0x7B807B80u, 0x80008000u) | (spread & 0x00800080u) << 8;
+}
+
 /// Sum over a warp, the same bits in every lane.
 DEVICE float warp_sum(float x) {
     for (u32 mask = 16; mask; mask >>= 1) x = x + shuffle_xor(x, mask);
