@@ -201,7 +201,12 @@ fn fp8_folder(change: impl FnOnce(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>
             let len = shape.iter().product::<usize>();
             if ["q_proj", "k_proj", "v_proj"].iter().any(|p| name.contains(p)) {
                 // Codes 0x30 to 0x3f: 0.5 to 1.875 in steps that grow.
-                all.push((name.clone(), Dtype::F8_E4M3, shape.clone(), (0..len).map(|i| 0x30 + (i % 16) as u8).collect()));
+                all.push((
+                    name.clone(),
+                    Dtype::F8_E4M3,
+                    shape.clone(),
+                    (0..len).map(|i| 0x30 + (i % 16) as u8).collect(),
+                ));
             } else {
                 all.push((name.clone(), Dtype::BF16, shape, vec![0; 2 * len]));
             }
@@ -216,7 +221,8 @@ fn fp8_folder(change: impl FnOnce(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>
         all.push((name("v", "input_scale"), Dtype::F32, vec![], f32s(vec![7.0])));
         change(&mut all);
         let views = all.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).expect("fits")));
-        fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).expect("serialises")).expect("writes");
+        fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).expect("serialises"))
+            .expect("writes");
     })
 }
 

@@ -7,11 +7,11 @@ use std::ops::Range;
 use crate::format::{F8_BLOCK, Format};
 
 /// What a weight's name is followed by in the name of its scales.
-pub(super) const SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
+pub(crate) const SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
 
 /// What shares a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum By {
+pub(crate) enum By {
     /// All codes.
     Tensor,
     /// A row: `[rows]` or `[rows, 1]`.
@@ -22,7 +22,7 @@ pub(super) enum By {
 
 impl By {
     /// Of scales of this shape for codes `[rows, cols]`.
-    pub(super) fn of(shape: &[usize], rows: usize, cols: usize) -> Option<By> {
+    pub(crate) fn of(shape: &[usize], rows: usize, cols: usize) -> Option<By> {
         match *shape {
             [] | [1] | [1, 1] => Some(By::Tensor),
             [r, c] if r == rows.div_ceil(F8_BLOCK) && c == cols.div_ceil(F8_BLOCK) => Some(By::Block),
@@ -34,7 +34,7 @@ impl By {
 
 /// Where the scales of a weight lie.
 #[derive(Clone, Debug)]
-pub(super) struct Scales {
+pub(crate) struct Scales {
     pub file: usize,
     pub format: Format,
     pub range: Range<usize>,
@@ -43,14 +43,14 @@ pub(super) struct Scales {
 
 /// The scales of a weight in its file.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     pub format: Format,
     pub by: By,
     pub bytes: &'a [u8],
 }
 
 /// Codes `[rows, cols]` and their scales as blocks of [`Format::F8`].
-pub(super) fn blocks<'a>(codes: &[u8], rows: usize, scales: View<'_>) -> Cow<'a, [u8]> {
+pub(crate) fn blocks<'a>(codes: &[u8], rows: usize, scales: View<'_>) -> Cow<'a, [u8]> {
     let mut values = vec![0f32; scales.bytes.len() / scales.format.block_bytes()];
     scales.format.decode(scales.bytes, &mut values);
     let (cols, mut out) = (codes.len() / rows, Vec::with_capacity(Format::F8.bytes_for(codes.len()).unwrap_or(0)));

@@ -21,10 +21,10 @@ use crate::format::Format;
 use crate::model::{ModelConfig, WeightId};
 use crate::text::{ChatTemplate, Tokenizer};
 
+mod fp8;
 pub mod gguf;
 mod gguf_config;
 pub mod gguf_write;
-mod fp8;
 mod hf;
 mod hf_config;
 mod keys;

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::fp8::Scales;
-use super::{Located, fp8};
 use super::gguf::{Fault, Gguf};
+use super::{Located, fp8};
 use crate::format::{F8_BLOCK, Format};
 use crate::model::{ModelConfig, WeightId};
 
@@ -67,10 +67,14 @@ fn scales(name: &str, rows: usize, cols: usize, found: &mut HashMap<String, Foun
     }
     let names = fp8::SUFFIXES.map(|suffix| format!("{name}{suffix}"));
     let Some((name, t)) = names.iter().find_map(|n| Some((n, found.remove(n)?))) else {
-        return Err(Fault::new(name, format!("FP8 codes without scales: neither {} nor {} is there", names[0], names[1])));
+        return Err(Fault::new(
+            name,
+            format!("FP8 codes without scales: neither {} nor {} is there", names[0], names[1]),
+        ));
     };
     let by = fp8::By::of(&t.shape, rows, cols).ok_or_else(|| {
-        let why = format!("scales of shape {:?} for [{rows}, {cols}]: neither one, nor per row, nor per block", t.shape);
+        let why =
+            format!("scales of shape {:?} for [{rows}, {cols}]: neither one, nor per row, nor per block", t.shape);
         Fault::new(name, why)
     })?;
     match t.format {

@@ -4,9 +4,9 @@
 use std::marker::PhantomData;
 
 use super::panel::LANES;
-use crate::format::F8_BLOCK;
 use super::simd::Isa;
 use super::tile::{Tile, TileArgs};
+use crate::format::F8_BLOCK;
 
 /// A float format in panels.
 pub trait Floats {
@@ -60,10 +60,7 @@ impl<W: Floats, const T: usize> Tile for Scaled<W, T> {
 /// # Safety
 /// As [`TileFn`].
 #[inline(always)]
-unsafe fn float_panels<S: Isa, W: Floats, const T: usize, const P: usize, const SCALED: bool>(
-    s: S,
-    mut a: TileArgs,
-) {
+unsafe fn float_panels<S: Isa, W: Floats, const T: usize, const P: usize, const SCALED: bool>(s: S, mut a: TileArgs) {
     // SAFETY: as for the caller; after each turn the arguments describe the panels left.
     unsafe {
         while a.count >= P {
@@ -113,7 +110,9 @@ unsafe fn float_sums<S: Isa, W: Floats, const T: usize, const P: usize, const SC
                 totals[p][t] = if SCALED {
                     // SAFETY: the 16 scales stand before the segment's first element.
                     let scales = unsafe {
-                        s.load(a.panels.add(p * a.panel_bytes + heads - head + (end - segment) * LANES * W::WIDTH).cast())
+                        s.load(
+                            a.panels.add(p * a.panel_bytes + heads - head + (end - segment) * LANES * W::WIDTH).cast(),
+                        )
                     };
                     s.fma(scales, sums[p][t], totals[p][t])
                 } else {

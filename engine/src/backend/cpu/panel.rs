@@ -18,8 +18,8 @@
 
 use half::f16;
 
-use crate::format::{F8_BLOCK, Format};
 use crate::format::decode::scale_min_k4;
+use crate::format::{F8_BLOCK, Format};
 
 /// Output rows of a panel.
 pub const LANES: usize = 16;
