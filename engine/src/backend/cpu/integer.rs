@@ -29,8 +29,8 @@ pub trait Quant {
     const SUM: Sum;
     /// Log2 of what is subtracted from unsigned quants.
     const CENTRE: u32;
-    /// Quants may exceed 63.
-    const WIDE: bool;
+    /// The largest quant.
+    const MOST: u32;
     /// The format has minima: the second of `scales` is added per unit of x.
     const MINIMUM: bool;
     /// The superblock's scales.
@@ -129,16 +129,10 @@ unsafe fn plane<S: Isa, Q: Quant, const T: usize>(
     from: usize,
     to: usize,
 ) {
-    for (i, q) in q.iter().enumerate().take(to).skip(from) {
-        for (t, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: vector `i` covers bytes `4i..4i+4` of a plane of 32.
-            let four = unsafe { (&raw const (*x.add(t)).planes[plane]).cast::<i32>().add(i).read() };
-            *acc = if Q::WIDE {
-                s.dot::<true>(*acc, *q, s.splat_i(four))
-            } else {
-                s.dot::<false>(*acc, *q, s.splat_i(four))
-            };
-        }
+    // SAFETY: the caller's promise; vector `i` covers bytes `4i..4i+4` of a plane of 32.
+    unsafe {
+        let digits = (&raw const (*x).planes[plane]).cast::<i32>().add(from);
+        s.dots(acc, &q[from..to], Q::MOST, digits, size_of::<RowGroup>());
     }
 }
 

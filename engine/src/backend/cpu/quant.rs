@@ -91,7 +91,7 @@ unsafe fn byte_scales<S: Isa, Q: Quant>(s: S, header: [S::F; 2], p: *const u8) -
 }
 
 macro_rules! quant {
-    ($name:ident, $group:expr, $header:expr, $sum:ident, centre $centre:expr, wide $wide:expr, minimum $minimum:expr,
+    ($name:ident, $group:expr, $header:expr, $sum:ident, centre $centre:expr, most $most:expr, minimum $minimum:expr,
      $quants:ident, $scales:ident at $at:expr, $head:ident) => {
         /// The format of this name.
         pub struct $name;
@@ -100,7 +100,7 @@ macro_rules! quant {
             const HEADER: usize = $header;
             const SUM: Sum = Sum::$sum;
             const CENTRE: u32 = $centre;
-            const WIDE: bool = $wide;
+            const MOST: u32 = $most;
             const MINIMUM: bool = $minimum;
             #[inline(always)]
             unsafe fn header<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
@@ -169,14 +169,14 @@ unsafe fn signed_scales<S: Isa, Q>(s: S, header: [S::F; 2], p: *const u8) -> [S:
     unsafe { [s.mul(header[0], s.to_f(s.load_i8(p))), s.mul(header[0], s.to_f(s.load_i8(p.add(16))))] }
 }
 
-quant!(Q4_0, 288, 0, Chain, centre 3, wide false, minimum false, nibbles, half_scales at 256, no_header);
-quant!(Q4_1, 320, 0, Chain, centre 3, wide false, minimum true, nibbles, half_scales at 256, no_header);
-quant!(Q5_0, 352, 0, Split, centre 4, wide false, minimum false, fives, half_scales at 320, no_header);
-quant!(Q5_1, 384, 0, Split, centre 4, wide false, minimum true, fives, half_scales at 320, no_header);
-quant!(Q8_0, 544, 0, Split, centre 7, wide true, minimum false, bytes, half_scales at 512, no_header);
-quant!(Q4K, 288, 64, Chain, centre 3, wide false, minimum true, nibbles, byte_scales at 256, two_halves);
-quant!(Q5K, 352, 64, Split, centre 4, wide false, minimum true, fives, byte_scales at 320, two_halves);
-quant!(Q6K, 416, 32, Halves, centre 5, wide false, minimum false, sixes, signed_scales at 384, one_half);
+quant!(Q4_0, 288, 0, Chain, centre 3, most 15, minimum false, nibbles, half_scales at 256, no_header);
+quant!(Q4_1, 320, 0, Chain, centre 3, most 15, minimum true, nibbles, half_scales at 256, no_header);
+quant!(Q5_0, 352, 0, Split, centre 4, most 31, minimum false, fives, half_scales at 320, no_header);
+quant!(Q5_1, 384, 0, Split, centre 4, most 31, minimum true, fives, half_scales at 320, no_header);
+quant!(Q8_0, 544, 0, Split, centre 7, most 255, minimum false, bytes, half_scales at 512, no_header);
+quant!(Q4K, 288, 64, Chain, centre 3, most 15, minimum true, nibbles, byte_scales at 256, two_halves);
+quant!(Q5K, 352, 64, Split, centre 4, most 31, minimum true, fives, byte_scales at 320, two_halves);
+quant!(Q6K, 416, 32, Halves, centre 5, most 63, minimum false, sixes, signed_scales at 384, one_half);
 
 macro_rules! floats {
     ($name:ident, $width:expr, $load:ident) => {

@@ -155,7 +155,7 @@ unsafe impl Isa for Avx512 {
         unsafe { _mm512_srai_epi32::<N>(a) }
     }
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
+    fn dot(self, acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_dpbusd_epi32(acc, w, a) }
     }

@@ -224,8 +224,27 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     /// Shift right, sign in.
     fn sra<const N: u32>(self, a: Self::I) -> Self::I;
     /// `acc + sum of the four products` of unsigned bytes of `w` and signed bytes of `a`, exact.
-    /// `WIDE` says that bytes of `w` may exceed 63.
-    fn dot<const WIDE: bool>(self, acc: Self::I, w: Self::I, a: Self::I) -> Self::I;
+    fn dot(self, acc: Self::I, w: Self::I, a: Self::I) -> Self::I;
+    /// [`Isa::dot`] of every vector of `w` and the same of `T` rows: `acc[t] += sum over i of w[i] . x[t][4i..4i + 4]`.
+    /// Bytes of `w` are at most `most`; the first row's bytes are at `x`, each further row's `stride` bytes on.
+    #[inline(always)]
+    unsafe fn dots<const T: usize>(
+        self,
+        acc: &mut [Self::I; T],
+        w: &[Self::I],
+        most: u32,
+        x: *const i32,
+        stride: usize,
+    ) {
+        let _ = most;
+        for (i, w) in w.iter().enumerate() {
+            for (t, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                let four = unsafe { x.byte_add(t * stride).add(i).read() };
+                *acc = self.dot(*acc, *w, self.splat_i(four));
+            }
+        }
+    }
     /// Wrapping sum over the lanes.
     fn sum_i(self, x: Self::I) -> i32;
     /// The largest lane, signed.

@@ -229,7 +229,7 @@ unsafe impl Isa for Neon {
         from_ints(ints(a).map(|a| a >> N))
     }
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, acc: I, w: I, a: I) -> I {
+    fn dot(self, acc: I, w: I, a: I) -> I {
         let mut out = acc;
         for i in 0..4 {
             // SAFETY: aarch64 has Advanced SIMD. A product is at most 255 * 128, which fits 16 bits.

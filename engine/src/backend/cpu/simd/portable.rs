@@ -186,7 +186,7 @@ unsafe impl Isa for Portable {
         map(a, |a| a >> N)
     }
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, acc: I, w: I, a: I) -> I {
+    fn dot(self, acc: I, w: I, a: I) -> I {
         std::array::from_fn(|i| {
             let (w, a) = (w[i].to_le_bytes(), a[i].to_le_bytes());
             (0..4).fold(acc[i], |sum, j| sum.wrapping_add(i32::from(w[j]) * i32::from(a[j] as i8)))
