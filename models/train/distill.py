@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -22,10 +23,8 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from chains import system_prompt
 from data import Sampler, render_prompt
-from generate import greedy
-from model import DRAFT, Llama, load_folder, save_folder
+from model import DRAFT, Llama, load_folder, mixed_precision, save_folder
 from muon import Muon
 from problems import generate
 from train import Batches
@@ -90,34 +89,38 @@ def warm(args):
     batches = Batches(Sampler(tokenizer(), args.seed), 100 + trainer.step, args.batch)
     while trainer.step < trainer.steps:
         ids, weights = batches.next(0.3 + 0.7 * trainer.step / trainer.steps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             logits = trainer.model(ids[:, :-1])
         losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
         w = weights[:, 1:].flatten()
         trainer.update((losses * w).sum() / w.sum())
 
 
+# System message, share of the samples, temperature: mostly the default's long chains, and a few sampled ones, so that
+# the draft also sees what follows rarer tokens.
+SAMPLED = [(None, 5, 0.0), ("Think briefly.", 2, 0.0), ("Reasoning effort: medium", 1, 0.0), (None, 2, 0.7)]
+
+
 def sample(args):
-    """Greedy answers, and a third of them sampled, so that the draft also sees what follows rarer words."""
-    target, t = load_folder(args.target), tokenizer()
-    stop, path = t.token_to_id("<|im_end|>"), Path(args.run) / "samples.jsonl"
-    done = sum(1 for _ in open(path)) if path.exists() else 0
-    with open(path, "a") as out:
-        while done < args.count:
-            rng = random.Random(f"samples:{args.seed}:{done}")
-            depth = rng.choices(["trivial", "easy", "middle", "hard"], weights=[15, 30, 40, 15])[0]
-            prompts = []
-            for _ in range(64):
-                effort = rng.choices(["full", "low", "medium"], weights=[70, 20, 10])[0]
-                system = system_prompt(rng, effort)
-                messages = ([("system", system)] if system else []) + [("user", generate(rng, depth, False).question)]
-                prompts.append(t.encode(render_prompt(messages), add_special_tokens=False).ids)
-            temperature = rng.choice([0.0, 0.0, 0.7])
-            for prompt, ids in zip(prompts, greedy(target, prompts, args.limit, stop, temperature, done)):
-                if ids[-1] == stop:  # a chain without an end teaches nothing
-                    out.write(json.dumps({"prompt": prompt, "ids": ids}) + "\n")
-            out.flush()
-            done += 64
+    """The target answers training problems, by way of `ponder eval`: it is many times faster than PyTorch here."""
+    t, run = tokenizer(), Path(args.run)
+    with open(run / "samples.jsonl", "w") as out:
+        for i, (system, share, temperature) in enumerate(SAMPLED):
+            rng = random.Random(f"samples:{args.seed}:{i}")
+            count = args.count * share // sum(s for _, s, _ in SAMPLED)
+            depths = rng.choices(["trivial", "easy", "middle", "hard"], weights=[15, 30, 40, 15], k=count)
+            problems = [generate(rng, depth, False) for depth in depths]
+            questions, transcripts = run / "questions.jsonl", run / "transcripts.jsonl"
+            questions.write_text("".join(json.dumps({"question": p.question, "answer": p.answer}) + "\n" for p in problems))
+            command = [args.ponder, "eval", "--model", args.target, "--data", questions, "--transcripts", transcripts, "--temperature", str(temperature)]
+            subprocess.run([str(c) for c in command] + (["--system", system] if system else []), check=True)
+            for line in map(json.loads, open(transcripts)):
+                if line["finish_reason"] != "stop":
+                    continue  # a chain without an end teaches nothing
+                prompt = render_prompt(([("system", system)] if system else []) + [("user", line["question"])])
+                text = f"<think>{line['reasoning']}</think>\n\n{line['answer']}<|im_end|>"
+                ids = [t.encode(x, add_special_tokens=False).ids for x in (prompt, text)]
+                out.write(json.dumps({"prompt": ids[0], "ids": ids[1]}) + "\n")
 
 
 def distill(args):
@@ -140,9 +143,9 @@ def distill(args):
             both = r["prompt"] + r["ids"]
             ids[i, : len(both)] = torch.tensor(both)
             w[i, len(r["prompt"]) : len(both)] = 1.0
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), mixed_precision():
             teacher = target(ids[:, :-1]).float().flatten(0, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             student = trainer.model(ids[:, :-1])
         student, keep = student.float().flatten(0, 1), w[:, 1:].flatten() > 0
         student, teacher = student[keep], teacher[keep]
@@ -178,11 +181,11 @@ if __name__ == "__main__":
     parser.add_argument("--target", default=str(HERE.parent / "target"))
     parser.add_argument("--draft", default=str(HERE.parent / "draft"))
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--count", type=int, default=1536)
+    parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=0.015)
     parser.add_argument("--seed", type=int, default=17)
-    parser.add_argument("--limit", type=int, default=2000, help="tokens for each sample")
+    parser.add_argument("--ponder", default=str(HERE.parent.parent / "target/release/ponder"), help="the program, for `sample`")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -7,11 +7,13 @@ shape go through the iteration together, as one batched product.
 import torch
 import torch.distributed as dist
 
+from model import BF16
+
 
 def orthogonalise(g, steps=5):
     """g: [count, rows, columns], rows <= columns; singular values are drawn to about 1."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.bfloat16()
+    x = g.bfloat16() if BF16 else g
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

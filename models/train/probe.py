@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 import chains
 from data import render_prompt
-from model import load_folder
+from model import load_folder, mixed_precision
 from problems import KINDS, generate
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def main(folder, effort="low", count=16, kinds=None):
             ids = torch.zeros(len(rows), width, dtype=torch.long)
             for i, (a, b) in enumerate(rows):
                 ids[i, : len(a) + len(b)] = torch.tensor(a + b)
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), mixed_precision():
                 guess = model(ids[:, :-1]).argmax(-1)
             for i, (a, b) in enumerate(rows):
                 wrong = [j for j in range(len(b)) if guess[i, len(a) - 1 + j].item() != b[j]]

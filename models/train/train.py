@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from data import Sampler
-from model import TARGET, Llama, load_folder, save_folder
+from model import TARGET, Llama, load_folder, mixed_precision, save_folder
 from muon import Muon
 
 HERE = Path(__file__).parent
@@ -92,7 +92,7 @@ class Batches:
 
 def loss_sum(model, ids, weights):
     """Sum over tokens of weight times cross-entropy."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         logits = model(ids[:, :-1])
     losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     return (losses * weights[:, 1:].flatten()).sum()
