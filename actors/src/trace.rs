@@ -177,7 +177,8 @@ impl Tracer {
         }
     }
 
-    pub(crate) fn message(&self, span: Span) {
+    /// An actor has handled a message: it is counted, and kept if somebody listens.
+    pub fn message(&self, span: Span) {
         let micros = |from: Instant, to: Instant| to.duration_since(from).as_micros() as u64;
         let (queue_us, busy_us) = (micros(span.sent, span.taken), micros(span.taken, span.done));
         if let Some(totals) = ACTORS.iter().position(|a| *a == span.actor).map(|i| &self.actors[i]) {
