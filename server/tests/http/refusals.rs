@@ -52,7 +52,6 @@ fn fields_are_refused_by_name() {
         (json!({ "thinking_token_budget": 0.6 }), "thinking_token_budget"),
         (json!({ "thinking_token_budget": 1, "thinking_budget_tokens": 2 }), "thinking_budget_tokens"),
         (json!({ "reasoning_effort": "hihg" }), "reasoning_effort"),
-        (json!({ "reasoning_effort": "none", "thinking_token_budget": 100 }), "thinking_token_budget"),
         (json!({ "chat_template_kwargs": { "messages": [] } }), "chat_template_kwargs"),
         (json!({ "chat_template_kwargs": { "enable_thinking": 1 } }), "chat_template_kwargs.enable_thinking"),
         (json!({ "separate_reasoning": false }), "separate_reasoning"),

@@ -210,10 +210,6 @@ fn prompts_and_flags_out_of_range() {
     ] {
         run(&[flag, value, "Hello"]).refused(&format!("{flag} {value}"), &[field]);
     }
-    run(&["--answer-reserve", "10", "--max-tokens", "10", "Hello"])
-        .refused("a reserve that leaves no room to think", &["answer_reserve", "max_tokens 10"]);
-    run(&["--reasoning-effort", "none", "--thinking-token-budget", "5", "Hello"])
-        .refused("a budget for no thinking", &["thinking_token_budget", "contradicts"]);
     ponder(&["run", "--model", "/no/such/model", "Hello"]).refused("no such model", &["/no/such/model"]);
     ponder(&["run", "--model", "/dev/null", "Hello"]).refused("no regular file", &["/dev/null"]);
     ponder(&["perplexity", "--model", &path, "--file", "/no/such/text"]).refused("no such text", &["/no/such/text"]);
