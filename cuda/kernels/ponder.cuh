@@ -168,6 +168,27 @@ DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
 DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xFFFF0000u); }
 DEVICE float minus_infinity() { return float_of(0xFF800000u); }
 
+/// Three bf16 terms of four floats, largest first, as the two registers of a B fragment each. Two terms
+/// (16 bits) were not enough: attention scores of some tens turned their error into 1e-4 of an output.
+struct Operand {
+    u32 term[3][2];
+    DEVICE Operand(F32x4 v) {
+#pragma unroll
+        for (u32 i = 0; i < 3; i++) {
+            term[i][0] = bf16x2_of_f32(v.x, v.y);
+            term[i][1] = bf16x2_of_f32(v.z, v.w);
+            v = {v.x - bf16_low(term[i][0]), v.y - bf16_high(term[i][0]), v.z - bf16_low(term[i][1]), v.w - bf16_high(term[i][1])};
+        }
+    }
+};
+
+/// Two E4M3 codes, of the low and the second byte, as bf16, exactly; the NaN code is not for it. A code's exponent
+/// and mantissa where a bf16 has its own are 2^-120 of the number.
+DEVICE u32 bf16x2_of_e4m3(u32 codes) {
+    u32 spread = (codes & 0xFFu) | (codes & 0xFF00u) << 8;
+    return fma_bf16x2((spread & 0x007F007Fu) << 4, 0x7B807B80u, 0x80008000u) | (spread & 0x00800080u) << 8;
+}
+
 /// Sum over a warp, the same bits in every lane.
 DEVICE float warp_sum(float x) {
     for (u32 mask = 16; mask; mask >>= 1) x = x + shuffle_xor(x, mask);
@@ -208,32 +229,18 @@ struct KvF32 {
     static const bool SCALED = false;
     static DEVICE float decode(float x) { return x; }
     static DEVICE float encode(float x) { return x; }
-    static DEVICE void load8(const float* p, float (&v)[8]) {
-        F32x4 a = load_f32x4(p), b = load_f32x4(p + 4);
-        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-    }
 };
 struct KvF16 {
     typedef u16 Stored;
     static const bool SCALED = false;
     static DEVICE float decode(u16 x) { return f32_of_f16(x); }
     static DEVICE u16 encode(float x) { return f16_of_f32(x); }
-    static DEVICE void load8(const u16* p, float (&v)[8]) {
-        U32x4 a = load_u32x4(p);
-        const u32 words[4] = {a.x, a.y, a.z, a.w};
-        for (u32 i = 0; i < 8; i++) v[i] = f32_of_f16((u16)(words[i / 2] >> (i % 2 * 16)));
-    }
 };
 struct KvBF16 {
     typedef u16 Stored;
     static const bool SCALED = false;
     static DEVICE float decode(u16 x) { return f32_of_bf16(x); }
     static DEVICE u16 encode(float x) { return bf16_of_f32(x); }
-    static DEVICE void load8(const u16* p, float (&v)[8]) {
-        U32x4 a = load_u32x4(p);
-        const u32 words[4] = {a.x, a.y, a.z, a.w};
-        for (u32 i = 0; i < 8; i++) v[i] = i % 2 ? bf16_high(words[i / 2]) : bf16_low(words[i / 2]);
-    }
 };
 
 /// FP8 E4M3. The formulas are those of the engine's `format::e4m3`; integers only, so no value is flushed.
@@ -253,13 +260,6 @@ struct KvE4M3 {
         // A subnormal code counts steps of 2^-9, which is what an f32 of 2^14 has.
         u32 steps = bits_of(float_of(top) + 16384.0f) - 0x46800000u;
         return (u8)((top < 0x3C800000u ? steps : normal) | (bits >> 24 & 0x80u));
-    }
-    /// Eight values; all NaN codes, as broken heads have, stay NaN.
-    static DEVICE void load8(const u8* p, float (&v)[8]) {
-        U32x2 a = load_u32x2(p);
-        const u32 words[2] = {a.x, a.y};
-        for (u32 i = 0; i < 8; i++) v[i] = decode((u8)(words[i / 4] >> (i % 4 * 8)));
-        if (a.x == 0x7F7F7F7Fu) v[0] = float_of(0x7FC00000u);
     }
     /// The scale of a block whose first token's largest magnitude has these bits.
     static DEVICE float scale(u32 largest) {

@@ -23,20 +23,6 @@ DEVICE F32x4 load_activations(const float* row, u32 k0, u32 k) {
     return v;
 }
 
-/// Three bf16 terms of four activations, largest first, as the two registers of a B fragment each. Two terms
-/// (16 bits) were not enough: attention scores of some tens turned their error into 1e-4 of an output.
-struct Operand {
-    u32 term[3][2];
-    DEVICE Operand(F32x4 v) {
-#pragma unroll
-        for (u32 i = 0; i < 3; i++) {
-            term[i][0] = bf16x2_of_f32(v.x, v.y);
-            term[i][1] = bf16x2_of_f32(v.z, v.w);
-            v = {v.x - bf16_low(term[i][0]), v.y - bf16_high(term[i][0]), v.z - bf16_low(term[i][1]), v.w - bf16_high(term[i][1])};
-        }
-    }
-};
-
 template <class F>
 DEVICE void multiply_step(float (&c)[4], const F& weight, u32 s, const Operand& b) {
     for (u32 term = 0; term < F::TERMS; term++) {

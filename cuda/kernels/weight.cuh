@@ -152,6 +152,26 @@ struct WeightQ8_0 : OneScale {
     }
 };
 
+/// FP8 E4M3 codes as int8 lie in Q8_0, and an f32 scale for 128 columns: per 16 rows and two tiles, [row].
+struct WeightF8_E4M3 {
+    static const u32 TERMS = 1, GROUP = 4, MINIMA = 0, TILE_BYTES = 1024, SCALE_BYTES = 64, SCALE_CHUNKS = 2;
+    U32x4 words[2];
+    float d[2];
+    DEVICE void load(const u8* tile, u32 lane) {
+        for (u32 i = 0; i < 2; i++) words[i] = load_stream_x4(tile + (i * 32 + lane) * 16);
+    }
+    DEVICE void fragment(u32 s, u32, u32 (&a)[4]) const {
+        U32x4 w = words[s / 2];
+        u32 half[2] = {s % 2 ? w.z : w.x, s % 2 ? w.w : w.y};
+        for (u32 i = 0; i < 4; i++) a[i] = bf16x2_of_e4m3(half[i / 2] >> (16 * (i % 2)));
+    }
+    DEVICE void load_scales(const u8* scales, u32, u32 g) {
+        for (u32 h = 0; h < 2; h++) d[h] = float_of(load_stream(scales + (g + 8 * h) * 4));
+    }
+    DEVICE float scale(u32, u32 h) const { return d[h]; }
+    DEVICE float minimum(u32, u32) const { return 0.0f; }
+};
+
 /// Where the tiles and scales of a matrix begin.
 template <class F>
 struct Matrix {
@@ -186,7 +206,7 @@ struct Scales<F, 0> {
 // A module holds the kernels of one format, named by VARIANT (F32: those that know no tiles), so that a
 // model compiles only what it uses. Without VARIANT all are there.
 #if !defined(VARIANT)
-#define EACH_FORMAT(M) M(F16) M(BF16) M(Q8_0) M(Q4_0) M(Q4_1) M(Q5_0) M(Q5_1) M(Q4_K) M(Q5_K) M(Q6_K)
+#define EACH_FORMAT(M) M(F16) M(BF16) M(Q8_0) M(Q4_0) M(Q4_1) M(Q5_0) M(Q5_1) M(Q4_K) M(Q5_K) M(Q6_K) M(F8_E4M3)
 #define HAS_F32 1
 #elif VARIANT_F32
 #define EACH_FORMAT(M)

@@ -2,6 +2,7 @@
 //! compiler says of registers, shared memory, stack and spills against `budget.json`.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use ponder_engine::error::{Error, Result};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::Module;
 use crate::images;
-use crate::nvrtc::{Arch, Nvrtc};
+use crate::nvrtc::{Arch, Image, Nvrtc};
 use crate::record::{format_name, kv_name};
 
 /// Every module there is.
@@ -56,19 +57,32 @@ pub struct Report {
     pub violations: Vec<String>,
 }
 
-/// Compiles all modules for `archs`, two at a time or as many as there are cores, into `out` (where an
-/// image of the same sources and NVRTC is already, it is taken).
+/// Compiles all modules for `archs`, as many at a time as there are cores, into `out` (where an image of
+/// the same sources and NVRTC is already, it is taken).
 ///
 /// # Errors
-/// The first module that does not compile.
+/// A module that does not compile, an image that cannot be written: nothing more is begun after either.
 pub fn compile(nvrtc: &Nvrtc, archs: &[Arch], out: &Path) -> Result<Report> {
     let start = Instant::now();
+    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let jobs: Vec<(Module, &Arch)> = archs.iter().flat_map(|a| modules().into_iter().map(move |m| (m, a))).collect();
-    let next = std::sync::atomic::AtomicUsize::new(0);
+    let next = AtomicUsize::new(0);
+    let image = |module: &Module, arch: &Arch| -> Result<Image> {
+        if let Some(image) = images::load(out, module, arch, Some(nvrtc.version)) {
+            return Ok(image);
+        }
+        let image = nvrtc.compile(module, arch)?;
+        images::store(out, module, arch, nvrtc.version, &image).map_err(|e| Error::io(out, e))?;
+        Ok(image)
+    };
     let work = || {
         let mut done = Vec::new();
-        while let Some((module, arch)) = jobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-            done.push(images::load_or_compile(out, nvrtc, module, arch).map(|image| uses(&image.log, arch)));
+        while let Some((module, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let found = image(module, arch).map(|image| uses(&image.log, arch));
+            if found.is_err() {
+                next.store(jobs.len(), Ordering::Relaxed);
+            }
+            done.push(found);
         }
         done
     };
@@ -87,10 +101,14 @@ pub fn compile(nvrtc: &Nvrtc, archs: &[Arch], out: &Path) -> Result<Report> {
 /// `ponder cuda compile`: architectures by name, images and the report's JSON into `out`.
 ///
 /// # Errors
-/// A name that is no architecture; no NVRTC; a module that does not compile; a folder that cannot be written.
+/// A name that is no architecture, or none that this NVRTC compiles for; no NVRTC; a module that does not
+/// compile; a folder that cannot be written.
 pub fn compile_named(archs: &[&str], out: &Path) -> Result<Report> {
-    let archs: Vec<Arch> = archs.iter().map(|a| Arch::new(a)).collect::<Result<_>>()?;
+    let mut archs: Vec<Arch> = archs.iter().map(|a| Arch::new(a)).collect::<Result<_>>()?;
+    archs.sort();
+    archs.dedup();
     let nvrtc = Nvrtc::find(&[])?;
+    archs.iter().try_for_each(|arch| nvrtc.check(arch))?;
     let report = compile(&nvrtc, &archs, out)?;
     let path = out.join("report.json");
     let text = serde_json::to_string_pretty(&report).expect("a report is plain data");

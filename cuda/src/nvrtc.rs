@@ -56,6 +56,10 @@ impl Arch {
     pub fn is_ptx(&self) -> bool {
         self.0 == "ptx"
     }
+    /// 10 * major + minor of the least GPU that it runs on.
+    fn capability(&self) -> i32 {
+        if self.is_ptx() { 80 } else { self.0.trim_end_matches(['a', 'f']).parse().unwrap_or(0) }
+    }
     fn option(&self) -> String {
         if self.is_ptx() { "--gpu-architecture=compute_80".into() } else { format!("--gpu-architecture=sm_{}", self.0) }
     }
@@ -92,6 +96,8 @@ pub struct Nvrtc {
     cubin: Getter,
     ptx: Getter,
     words: unsafe extern "C" fn(c_int) -> *const c_char,
+    /// Compute capabilities that it compiles for, as 10 * major + minor, ascending.
+    pub capabilities: Vec<i32>,
     /// (major, minor).
     pub version: (i32, i32),
     _builtins: Option<Library>,
@@ -138,8 +144,14 @@ impl Nvrtc {
                 Err(_) => tried.push(path.display().to_string()),
             }
         }
-        let advice = "install it (pip install nvidia-cuda-nvrtc) or set PONDER_NVRTC";
-        Err(unsupported(format!("no NVRTC: tried {}; {advice}", tried.join(", "))))
+        let places = match variable("PONDER_NVRTC") {
+            Some(_) => "as PONDER_NVRTC says",
+            None => {
+                "on the loader's path, in the Python of VIRTUAL_ENV or CONDA_PREFIX, in CUDA_HOME and /usr/local/cuda*"
+            }
+        };
+        let advice = "install it (pip install nvidia-cuda-nvrtc), or let PONDER_NVRTC name its folder";
+        Err(unsupported(format!("no NVRTC {places}: tried {}; {advice}", tried.join(", "))))
     }
 
     fn load(path: &Path) -> Result<Self, libloading::Error> {
@@ -153,6 +165,12 @@ impl Nvrtc {
             let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = *library.get(b"nvrtcVersion\0")?;
             let mut numbers = (0, 0);
             version(&mut numbers.0, &mut numbers.1);
+            let count: unsafe extern "C" fn(*mut c_int) -> c_int = *library.get(b"nvrtcGetNumSupportedArchs\0")?;
+            let list: unsafe extern "C" fn(*mut c_int) -> c_int = *library.get(b"nvrtcGetSupportedArchs\0")?;
+            let mut archs = 0;
+            count(&mut archs);
+            let mut capabilities = vec![0; archs.max(0) as usize];
+            list(capabilities.as_mut_ptr());
             Ok(Self {
                 create: *library.get(b"nvrtcCreateProgram\0")?,
                 destroy: *library.get(b"nvrtcDestroyProgram\0")?,
@@ -161,11 +179,26 @@ impl Nvrtc {
                 cubin: getter(b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0")?,
                 ptx: getter(b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0")?,
                 words: *library.get(b"nvrtcGetErrorString\0")?,
+                capabilities,
                 version: numbers,
                 _builtins: builtins,
                 _library: library,
             })
         }
+    }
+
+    /// Whether it compiles for `arch`.
+    ///
+    /// # Errors
+    /// Invalid, with what it does compile for.
+    pub fn check(&self, arch: &Arch) -> Result<()> {
+        if self.capabilities.contains(&arch.capability()) {
+            return Ok(());
+        }
+        let known: Vec<String> = self.capabilities.iter().map(i32::to_string).collect();
+        let (major, minor) = self.version;
+        let why = format!("{:?}: NVRTC {major}.{minor} compiles for {}", arch.name(), known.join(", "));
+        Err(Error::invalid("arch", why))
     }
 
     /// Compiles a module. Any thread may; programs are independent.
@@ -253,13 +286,16 @@ fn builtins_beside(nvrtc: &Path) -> Option<PathBuf> {
     found.pop()
 }
 
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
 fn entries(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
 /// Paths in the order of the search.
 fn candidates(folders: &[PathBuf]) -> Vec<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let mut found = Vec::new();
     let mut all_in = |folder: &Path| found.extend(NAMES.iter().map(|n| folder.join(n)).filter(|p| p.exists()));
     if let Some(path) = variable("PONDER_NVRTC") {

@@ -288,8 +288,8 @@ impl Recorder<'_> {
         self.check_head(o.head_dim)?;
         let variant = kv_name(self.program.kv_format(o.k_cache));
         let group = o.heads / o.kv_heads;
-        let h = group.next_power_of_two().min(8);
-        let head_tiles = o.kv_heads * group.div_ceil(h);
+        let head_tiles = o.kv_heads * group.div_ceil(group.next_power_of_two().min(8));
+        let width = o.head_dim.next_power_of_two().max(64);
         let (block_size, max_blocks) = (self.program.kv_shape(o.k_cache)[1], self.shape(o.block_tables)[1]);
         let window = o.window.unwrap_or(0);
         let [(k_cache, k_scales), (v_cache, v_scales)] = [o.k_cache, o.v_cache].map(|c| self.cache(c));
@@ -300,13 +300,13 @@ impl Recorder<'_> {
         let args = args.f32(o.scale).u32(window).ptr(k_scales).ptr(v_scales);
         let splits = splits(self.program, o);
         if splits == 0 {
-            let kernel = format!("attention_rows_{variant}_{h}");
+            let kernel = format!("attention_rows_{variant}_{width}");
             self.push("attention", variant, kernel, [head_tiles, self.rows(), 1], 128, args);
             return Ok(());
         }
         let sums = self.workspace;
         let weights = sums + (self.rows() * o.heads * splits * o.head_dim * 4) as u64;
-        let kernel = format!("attention_split_{variant}_{h}");
+        let kernel = format!("attention_split_{variant}_{width}");
         let grid = [splits, head_tiles, self.rows()];
         self.push("attention", variant, kernel, grid, 128, args.ptr(sums).ptr(weights));
         let args = Args::default().ptr(self.live()).ptr(self.at(o.positions)).ptr(self.at(o.out));

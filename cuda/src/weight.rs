@@ -13,7 +13,7 @@ pub const TILE_K: usize = 64;
 /// Sizes of a format's layout.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
-    /// Bits of a level: 16 for floats, 8 for int8, 4 to 6 for packed levels.
+    /// Bits of a level: 16 for floats, 8 for int8 and FP8, 4 to 6 for packed levels.
     bits: usize,
     tile_bytes: usize,
     /// Bytes of scales for one row and `scale_chunks` tiles.
@@ -33,6 +33,7 @@ fn layout(format: Format) -> Layout {
         Format::Q4K => (4, 20, 4),
         Format::Q5K => (5, 20, 4),
         Format::Q6K => (6, 20, 4),
+        Format::F8 => (8, 4, 2),
     };
     Layout { bits, tile_bytes: bits * 128, scale_bytes, scale_chunks }
 }
@@ -156,20 +157,21 @@ fn each_level(format: Format, b: &[u8], mut put: impl FnMut(u8)) {
                 put(low | (b[128 + half * 32 + l] >> (run * 2) & 3) << 4);
             }
         }
+        Format::F8 => b[4..].iter().for_each(|code| put(*code)),
         Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats have no levels"),
     }
 }
 
 /// The scales of block `index` of row `r`.
 fn put_scales(format: Format, layout: Layout, b: &[u8], index: usize, r: usize, scales: &mut [u8]) {
-    let k_quant = format.block_len() == 256;
-    let chunk = if k_quant { index } else { index / 2 };
+    let chunk = index * format.block_len() / (TILE_K * layout.scale_chunks);
     let row = &mut scales[(chunk * TILE_N + r) * layout.scale_bytes..][..layout.scale_bytes];
     match format {
         Format::Q6K => {
             row[..16].copy_from_slice(&b[192..208]);
             row[16..18].copy_from_slice(&b[208..210]);
         }
+        Format::F8 => row.copy_from_slice(&b[..4]),
         Format::Q4K | Format::Q5K => {
             row[..4].copy_from_slice(&b[..4]);
             for group in 0..8 {

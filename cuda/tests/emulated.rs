@@ -2,6 +2,7 @@
 
 use ponder_cuda::EmulatedCuda;
 use ponder_engine::backend::check;
+use ponder_engine::op::problem::{Problem, problems};
 
 /// The emulator, or a note that this machine has no C++ compiler.
 fn emulator(seed: u64) -> Option<EmulatedCuda> {
@@ -40,6 +41,19 @@ fn chunks_keep_their_bits() {
     let Some(mut backend) = emulator(3) else { return };
     let count = check::chunks_keep_their_bits(&mut backend).unwrap_or_else(|e| panic!("{e}"));
     assert!(count > 30, "{count} outputs were compared");
+}
+
+/// Beyond 64 rows a block takes many columns and walks the splits of a sequence: the same bits as a block per split.
+#[test]
+fn a_chunk_attends_as_its_rows_do() {
+    let Some(mut backend) = emulator(5) else { return };
+    let attends = |p: &Problem| ["attention", "qkv"].iter().any(|name| p.name.starts_with(name));
+    let pairs = problems(128, 64).into_iter().zip(problems(64, 64)).filter(|(many, _)| attends(many));
+    // Every second one has every format and every shape.
+    for (many, few) in pairs.step_by(2) {
+        let [many_rows, few_rows] = [&many, &few].map(|p| check::run(&mut backend, p).unwrap());
+        assert!(many_rows == few_rows, "{}", many.name);
+    }
 }
 
 #[test]

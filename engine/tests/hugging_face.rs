@@ -174,6 +174,92 @@ fn gemma_norms_say_that_they_are_one_less() {
     assert!(model.config.is_local(0) && !model.config.is_local(1));
 }
 
+/// A model whose q, k and v of layer 0 are FP8, with scales per block, per row and one for all; `change` may
+/// spoil its tensors.
+fn fp8_folder(change: impl FnOnce(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>)) -> tempfile::TempDir {
+    let mut c = config();
+    for (key, value) in [
+        ("hidden_size", json!(256)),
+        ("head_dim", json!(tiny::HEAD_DIM)),
+        ("num_hidden_layers", json!(1)),
+        ("quantization_config", json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]})),
+    ] {
+        c[key] = value;
+    }
+    folder(c, |dir| {
+        let widen = |n: usize| if n == tiny::HIDDEN { 256 } else { n };
+        let layer = |t: &&(String, Vec<usize>, Vec<u8>)| !t.0.starts_with("model.layers.1.");
+        let mut all = Vec::new();
+        for (name, shape, _) in tensors().iter().filter(layer) {
+            let mut shape = shape.clone();
+            if name.contains("o_proj") || name.contains("down_proj") {
+                shape[0] = 256;
+            } else {
+                let last = shape.len() - 1;
+                shape[last] = widen(shape[last]);
+            }
+            let len = shape.iter().product::<usize>();
+            if ["q_proj", "k_proj", "v_proj"].iter().any(|p| name.contains(p)) {
+                // Codes 0x30 to 0x3f: 0.5 to 1.875 in steps that grow.
+                all.push((
+                    name.clone(),
+                    Dtype::F8_E4M3,
+                    shape.clone(),
+                    (0..len).map(|i| 0x30 + (i % 16) as u8).collect(),
+                ));
+            } else {
+                all.push((name.clone(), Dtype::BF16, shape, vec![0; 2 * len]));
+            }
+        }
+        let rows = |part: &str| all.iter().find(|t| t.0.contains(part)).expect("a projection").2[0];
+        let f32s = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+        let name = |p: &str, suffix: &str| format!("model.layers.0.self_attn.{p}_proj.{suffix}");
+        let k_rows = rows("k_proj");
+        all.push((name("q", "weight_scale_inv"), Dtype::F32, vec![1, 2], f32s(vec![2.0, 4.0])));
+        all.push((name("k", "weight_scale"), Dtype::BF16, vec![k_rows, 1], [0x80, 0x3f].repeat(k_rows)));
+        all.push((name("v", "weight_scale"), Dtype::F32, vec![], f32s(vec![0.5])));
+        all.push((name("v", "input_scale"), Dtype::F32, vec![], f32s(vec![7.0])));
+        change(&mut all);
+        let views = all.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).expect("fits")));
+        fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).expect("serialises"))
+            .expect("writes");
+    })
+}
+
+#[test]
+fn fp8_codes_find_their_scales() {
+    let model = Checkpoint::open(fp8_folder(|_| ()).path()).expect("opens");
+    let codes = [0.5, 0.5625, 0.625];
+    for (weight, at, scale) in [
+        (LayerWeight::Q, 0, 2.0),
+        (LayerWeight::Q, 128, 4.0),
+        (LayerWeight::Q, 256, 2.0),
+        (LayerWeight::K, 256, 1.0),
+        (LayerWeight::V, 256 + 128, 0.5),
+    ] {
+        let view = model.tensor(WeightId::Layer(0, weight)).expect("a projection");
+        assert_eq!((view.format, view.cols, view.stored().len()), (Format::F8, 256, view.stored_bytes()));
+        assert_eq!(view.to_f32()[at..at + 3], codes.map(|c| c * scale), "{weight:?} {at}");
+    }
+    model.check_finite(1).expect("all finite");
+    for (what, field) in [("none", "neither"), ("shape", "shape [3]"), ("nan", "NaN")] {
+        let dir = fp8_folder(|all| {
+            let scales = all.iter().position(|t| t.0.ends_with("q_proj.weight_scale_inv")).expect("scales");
+            match what {
+                "none" => drop(all.remove(scales)),
+                "shape" => (all[scales].2, all[scales].3) = (vec![3], vec![0; 12]),
+                _ => all.iter_mut().filter(|t| t.1 == Dtype::F8_E4M3).for_each(|t| t.3[5] = 0x7f),
+            }
+        });
+        let message = match Checkpoint::open(dir.path()).and_then(|m| m.check_finite(1)) {
+            Ok(()) => panic!("{what}: no error"),
+            Err(e) => e.to_string(),
+        };
+        assert!(message.contains("q_proj.weight") || what == "nan", "{message}");
+        assert!(message.contains(field), "{what}: {message}");
+    }
+}
+
 #[test]
 fn what_would_change_the_mathematics_is_refused() {
     for (key, value, field) in [
@@ -181,6 +267,7 @@ fn what_would_change_the_mathematics_is_refused() {
         ("architectures", json!("LlamaForCausalLM"), "architectures"),
         ("attention_bias", json!(true), "attention_bias"),
         ("quantization_config", json!({"bits": 4}), "quantization_config"),
+        ("quantization_config", json!({"quant_method": "fp8", "fmt": "e5m2"}), "quantization_config"),
         ("hidden_act", json!("relu"), "hidden_act"),
         ("use_sliding_window", json!(true), "use_sliding_window"),
         ("final_logit_softcapping", json!(30.0), "final_logit_softcapping"),

@@ -71,6 +71,10 @@ impl Completion {
 /// Times of one request, as its caller saw them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
+    /// From the call until the engine had the request: its prompt was rendered and became tokens.
+    pub prepared_ms: f64,
+    /// From then until it ran first.
+    pub queue_ms: f64,
     /// From the call to the first token.
     pub ttft_ms: f64,
     /// From the call to the first text of the answer, if there was any.
@@ -91,6 +95,8 @@ impl Timings {
             _ => 0.0,
         };
         Self {
+            prepared_ms: 0.0,
+            queue_ms: 0.0,
             ttft_ms: first.as_secs_f64() * 1e3,
             first_answer_ms: None,
             total_ms: total.as_secs_f64() * 1e3,
@@ -105,6 +111,7 @@ pub struct Choices {
     inner: ponder_actors::Generation,
     after: Option<AfterTurn>,
     started: Instant,
+    prepared: Duration,
     answers: Vec<Answer>,
     ready: VecDeque<(usize, Update)>,
 }
@@ -123,7 +130,7 @@ struct Answer {
 impl Choices {
     pub(crate) fn new(inner: ponder_actors::Generation, started: Instant, n: usize, after: Option<AfterTurn>) -> Self {
         let answers = (0..n).map(|_| Answer::default()).collect();
-        Self { inner, after, started, answers, ready: VecDeque::new() }
+        Self { inner, after, started, prepared: started.elapsed(), answers, ready: VecDeque::new() }
     }
 
     /// The engine's id of the request.
@@ -177,7 +184,7 @@ impl Choices {
             self.ready.push_back((choice, Update::ToolCall(update.tool_call)));
         }
         if let Some(finished) = update.finish {
-            let done = std::mem::take(answer).completion(finished, now);
+            let done = std::mem::take(answer).completion(finished, self.prepared, now);
             // Only thinking is stripped from later turns; of several answers the conversation goes on from one.
             let goes_on = !matches!(done.finish, Finish::Cancelled | Finish::Failed { .. }) && !done.text.is_empty();
             if let Some(after) = self.after.take_if(|_| goes_on && done.reasoning_tokens > 0) {
@@ -189,12 +196,14 @@ impl Choices {
 }
 
 impl Answer {
-    fn completion(mut self, finished: Finished, total: Duration) -> Completion {
+    fn completion(mut self, finished: Finished, prepared: Duration, total: Duration) -> Completion {
         if let Finish::Stop { token } = finished.why {
             self.token_ids.push(token);
         }
         let (prompt, generated) = (finished.prompt_tokens, finished.completion_tokens);
         let mut timings = Timings::new(prompt, generated, self.first, total);
+        timings.prepared_ms = prepared.as_secs_f64() * 1e3;
+        timings.queue_ms = finished.cost.queue_time.as_secs_f64() * 1e3;
         timings.first_answer_ms = self.first_answer.map(|t| t.as_secs_f64() * 1e3);
         Completion {
             text: self.text,

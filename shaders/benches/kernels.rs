@@ -134,6 +134,11 @@ fn stored(format: Format, len: usize) -> Vec<u8> {
     for _ in 0..len / format.block_len() {
         let start = out.len();
         out.extend((0..format.block_bytes()).map(|_| byte()));
+        if format == Format::F8 {
+            out[start..start + 4].copy_from_slice(&0.002f32.to_le_bytes());
+            out[start + 4..].iter_mut().for_each(|code| *code &= 0xbf); // no NaN
+            continue;
+        }
         out[start..start + 2].copy_from_slice(&[0, 0x18]); // about 0.002
         if format == Format::Q4_1 {
             out[start + 2..start + 4].copy_from_slice(&[0, 0xa4]); // about -0.016

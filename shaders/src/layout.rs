@@ -1,4 +1,4 @@
-//! Weights as the kernels read them: GGUF blocks cut into planes of u32, without a change to any number.
+//! Weights as the kernels read them: blocks cut into planes of u32, without a change to any number.
 //!
 //! Rows go in panels of 8, K in groups of 32. A group's quantised values are `quads` vec4 of u32, its
 //! scales, minima and odd bits `words` u32; both planes are `[panels, groups, quads or words, 8 rows]`, so
@@ -44,6 +44,7 @@ pub const fn layout(format: Format) -> Layout {
         Format::Q4K => row("Q4K", 1, 2, 1, true),
         Format::Q5K => row("Q5K", 1, 3, 1, true),
         Format::Q6K => row("Q6K", 1, 3, 2, false),
+        Format::F8 => row("F8", 2, 1, 1, false),
     }
 }
 
@@ -132,6 +133,11 @@ fn split_group(format: Format, row: &[u8], group: usize, q: &mut [u32; 32], s: &
             if format == Format::Q5K {
                 s[2] = (0..32).map(|j| u32::from(b[16 + j] >> g & 1) << j).sum();
             }
+        }
+        Format::F8 => {
+            let b = block(4);
+            s[0] = pair(b);
+            words(&b[4 + group % 4 * 32..][..32], q);
         }
         Format::Q6K => {
             let (b, half, run) = (block(8), group % 8 / 4, group % 4);

@@ -39,6 +39,7 @@ files![
     "format_BF16",
     "format_F16",
     "format_F32",
+    "format_F8",
     "format_Q4",
     "format_Q4K",
     "format_Q5",

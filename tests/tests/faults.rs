@@ -18,7 +18,7 @@ fn sources(folder: &Path, out: &mut String) {
 fn every_test_in_the_list_of_faults_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut all = String::new();
-    ["engine", "actors", "server", "tests"].iter().for_each(|krate| sources(&root.join(krate), &mut all));
+    ["engine", "actors", "server", "cuda", "tests"].iter().for_each(|krate| sources(&root.join(krate), &mut all));
     let page = std::fs::read_to_string(root.join("docs/faults.md")).expect("it is there");
     // Names of tests are sentences; codes of errors are two words.
     let named = page.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 1);

@@ -89,7 +89,7 @@ impl Writer {
 }
 
 fn type_code(format: Format) -> u32 {
-    TENSOR_TYPES.iter().find(|(_, f)| *f == format).map(|(c, _)| *c).expect("every format has a number")
+    TENSOR_TYPES.iter().find(|(_, f)| *f == format).map(|(c, _)| *c).expect("a format of GGUF")
 }
 
 fn put_str(out: &mut Vec<u8>, s: &str) {

@@ -66,8 +66,18 @@ fn family(json: &Json) -> Result<&'static Family> {
 
 /// Whatever would change the mathematics and is not implemented is an error, never ignored.
 fn refuse_what_we_lack(keys: &Keys<'_>, json: &Json, family: &Family) -> Result<()> {
-    if keys.has("quantization_config") {
-        return Err(keys.fault("quantization_config", "quantised Hugging Face weights are not supported; GGUF is"));
+    if let Some(config) = json.get("quantization_config").filter(|c| !c.is_null()) {
+        // Which tensors are FP8, and what shares a scale, their types and shapes say.
+        let word = |key: &str| config.get(key).and_then(Json::as_str).unwrap_or_default();
+        let is_fp8 = match word("quant_method") {
+            "fp8" => ["", "e4m3"].contains(&word("fmt")),
+            "compressed-tensors" => word("format") == "float-quantized",
+            _ => false,
+        };
+        if !is_fp8 {
+            let why = "not supported but for FP8 (E4M3; quant_method fp8, or compressed-tensors); GGUF has others";
+            return Err(keys.fault("quantization_config", why));
+        }
     }
     if keys.has("auto_map") && family.name.is_empty() {
         return Err(keys.fault("auto_map", "models that bring their own code are refused"));

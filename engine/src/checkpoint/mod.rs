@@ -3,13 +3,14 @@
 //! [`Checkpoint::open`] reads the table of contents, derives the [`ModelConfig`], and checks that every
 //! weight the family needs is there with the right shape, and that there is none it would not use. After
 //! that, [`Checkpoint::tensor`] hands out views into the map. What it does *not* do: convert, permute or
-//! widen anything. Two differences between the sources are left visible for the loader:
+//! widen anything; only FP8 codes are brought together with their scales. Two differences between the sources are left visible for the loader:
 //! - rows of q and k in GGUF files of the Llama family are permuted ([`crate::model::Pairing::Interleaved`]);
 //! - Gemma's norm weights in Hugging Face files are `w - 1` ([`TensorView::plus_one`]).
 //!
 //! The files must not shrink while they are open: a page that is gone ends the process (SIGBUS), as with
 //! every reader that maps files.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use crate::format::Format;
 use crate::model::{ModelConfig, WeightId};
 use crate::text::{ChatTemplate, Tokenizer};
 
+mod fp8;
 pub mod gguf;
 mod gguf_config;
 pub mod gguf_write;
@@ -80,21 +82,27 @@ pub struct TensorView<'a> {
     pub rows: usize,
     /// Elements of a row (K).
     pub cols: usize,
-    /// The encoded elements, row-major `[rows, cols]`; aligned to nothing in particular.
-    pub bytes: &'a [u8],
+    /// What the file holds of it, row-major `[rows, cols]`; aligned to nothing in particular.
+    bytes: &'a [u8],
+    /// FP8: the file's scales of the codes in `bytes`.
+    scales: Option<fp8::View<'a>>,
     /// The file stores a norm's weight minus one: add 1 after decoding.
     pub plus_one: bool,
 }
 
 impl TensorView<'_> {
-    /// Bytes of one row.
-    pub fn row_bytes(&self) -> usize {
-        self.bytes.len() / self.rows
+    /// The encoded elements, row-major `[rows, cols]`, as [`Format`] says.
+    pub fn stored(&self) -> Cow<'_, [u8]> {
+        self.scales.map_or(Cow::Borrowed(self.bytes), |scales| fp8::blocks(self.bytes, self.rows, scales))
+    }
+    /// Length of [`stored`](Self::stored).
+    pub fn stored_bytes(&self) -> usize {
+        self.format.bytes_for(self.rows * self.cols).unwrap_or(self.bytes.len())
     }
     /// All values, as the model means them (with [`plus_one`](Self::plus_one) applied).
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
-        self.format.decode(self.bytes, &mut out);
+        self.format.decode(&self.stored(), &mut out);
         if self.plus_one {
             out.iter_mut().for_each(|v| *v += 1.0);
         }
@@ -111,6 +119,7 @@ pub(crate) struct Located {
     pub rows: usize,
     pub cols: usize,
     pub range: std::ops::Range<usize>,
+    pub scales: Option<fp8::Scales>,
 }
 
 /// A mapped file.
@@ -215,9 +224,17 @@ impl Checkpoint {
     pub fn tensor(&self, id: WeightId) -> Result<TensorView<'_>> {
         let l = self.weights.get(&id);
         let l = l.ok_or_else(|| Error::checkpoint(&self.path, format!("{id:?}"), "this model has no such weight"))?;
-        let bytes = &self.files[l.file].map[l.range.clone()];
         let plus_one = id.is_norm() && self.is_hugging_face() && self.config.family.hf_norm_plus_one;
-        Ok(TensorView { name: &l.name, format: l.format, rows: l.rows, cols: l.cols, bytes, plus_one })
+        Ok(TensorView { plus_one, ..self.view(l) })
+    }
+
+    fn view<'a>(&'a self, l: &'a Located) -> TensorView<'a> {
+        let bytes = &self.files[l.file].map[l.range.clone()];
+        let scales = l.scales.as_ref().map(|s| {
+            let bytes = &self.files[s.file].map[s.range.clone()];
+            fp8::View { format: s.format, by: s.by, bytes }
+        });
+        TensorView { name: &l.name, format: l.format, rows: l.rows, cols: l.cols, bytes, scales, plus_one: false }
     }
 
     /// Whether the model has the weight `id`.
@@ -288,7 +305,7 @@ impl Checkpoint {
 
     /// Bytes of the weights that the model uses.
     pub fn weight_bytes(&self) -> u64 {
-        self.weights.values().map(|l| l.range.len() as u64).sum()
+        self.weights.values().map(|l| self.view(l).stored_bytes() as u64).sum()
     }
 
     /// Tells the system that the mapped pages are not needed now: they stop counting as resident memory, and
@@ -321,7 +338,7 @@ impl Checkpoint {
         let worker = || {
             let mut bad = Vec::new();
             while let Some(l) = all.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                if !l.format.all_finite(&self.files[l.file].map[l.range.clone()]) {
+                if !l.format.all_finite(&self.view(l).stored()) {
                     bad.push(*l);
                 }
             }

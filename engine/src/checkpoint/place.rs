@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::Located;
+use super::fp8::Scales;
 use super::gguf::{Fault, Gguf};
-use crate::format::Format;
+use super::{Located, fp8};
+use crate::format::{F8_BLOCK, Format};
 use crate::model::{ModelConfig, WeightId};
 
 /// A tensor that some file has.
@@ -50,8 +51,36 @@ pub fn gguf(config: &ModelConfig, found: HashMap<String, Found>) -> Result<HashM
 
 /// Places the tensors of Hugging Face files.
 pub fn hugging_face(config: &ModelConfig, found: HashMap<String, Found>) -> Result<HashMap<WeightId, Located>, Fault> {
-    let unused = |name: &str| name.ends_with("rotary_emb.inv_freq") || (config.tied && name == "lm_head.weight");
+    // Scales of activations serve who rounds those too; we do not.
+    let unused = |name: &str| {
+        name.ends_with("rotary_emb.inv_freq")
+            || name.ends_with(".input_scale")
+            || (config.tied && name == "lm_head.weight")
+    };
     place(config, None, found, |id| id.hf_name(config.family), unused)
+}
+
+/// Takes the scales of FP8 codes `[rows, cols]` from the tensors left.
+fn scales(name: &str, rows: usize, cols: usize, found: &mut HashMap<String, Found>) -> Result<Scales, Fault> {
+    if !cols.is_multiple_of(F8_BLOCK) {
+        return Err(Fault::new(name, format!("FP8 rows of {cols} elements are no multiple of {F8_BLOCK}")));
+    }
+    let names = fp8::SUFFIXES.map(|suffix| format!("{name}{suffix}"));
+    let Some((name, t)) = names.iter().find_map(|n| Some((n, found.remove(n)?))) else {
+        return Err(Fault::new(
+            name,
+            format!("FP8 codes without scales: neither {} nor {} is there", names[0], names[1]),
+        ));
+    };
+    let by = fp8::By::of(&t.shape, rows, cols).ok_or_else(|| {
+        let why =
+            format!("scales of shape {:?} for [{rows}, {cols}]: neither one, nor per row, nor per block", t.shape);
+        Fault::new(name, why)
+    })?;
+    match t.format {
+        Format::F8 => Err(Fault::new(name, "scales of scaled codes")),
+        format => Ok(Scales { file: t.file, format, range: t.range, by }),
+    }
 }
 
 fn place(
@@ -80,7 +109,11 @@ fn place(
             let why = format!("its shape is {:?}, the configuration needs [{rows}, {cols}]", t.shape);
             return Err(Fault::new(name, why));
         }
-        placed.insert(id, Located { name, file: t.file, format: t.format, rows, cols, range: t.range });
+        let scales = match t.format {
+            Format::F8 => Some(scales(&name, rows, cols, &mut found)?),
+            _ => None,
+        };
+        placed.insert(id, Located { name, file: t.file, format: t.format, rows, cols, range: t.range, scales });
     }
     match found.keys().filter(|name| !may_be_unused(name)).min() {
         Some(name) => Err(Fault::new(name, format!("a {} model has no place for this tensor", config.family.name))),

@@ -122,14 +122,19 @@ fn tensors(file: &Mapped, index: usize) -> Result<Vec<(String, Found)>> {
             Dtype::F32 => Format::F32,
             Dtype::F16 => Format::F16,
             Dtype::BF16 => Format::BF16,
-            other => return Err(fault(&name, format!("dtype {other:?} is not supported; F32, F16 and BF16 are"))),
+            Dtype::F8_E4M3 => Format::F8,
+            other => {
+                return Err(fault(&name, format!("dtype {other:?} is not supported; F32, F16, BF16 and F8_E4M3 are")));
+            }
         };
         if info.shape.contains(&0) {
             return Err(fault(&name, format!("a dimension of 0 in {:?}", info.shape)));
         }
         let range = 8 + header + info.data_offsets.0..8 + header + info.data_offsets.1;
         let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        if elements.and_then(|n| format.bytes_for(n)) != Some(range.len()) || range.end > file.map.len() {
+        // The file holds bare codes; their scales are a tensor of their own.
+        let bytes = if format == Format::F8 { elements } else { elements.and_then(|n| format.bytes_for(n)) };
+        if bytes != Some(range.len()) || range.end > file.map.len() {
             return Err(fault(&name, format!("shape {:?} does not fit its {} bytes", info.shape, range.len())));
         }
         found.push((name, Found { file: index, format, shape: info.shape.clone(), range }));

@@ -4,7 +4,7 @@
 //! call it. It is f32 arithmetic with one rounding per operation (no fused multiply-add), so its values
 //! are those that llama.cpp gets when it widens a file to F32.
 
-use super::Format;
+use super::{Format, e4m3};
 use half::{bf16, f16};
 
 /// Elements of a K-quant superblock.
@@ -35,6 +35,7 @@ impl Format {
             Format::Q4K => q4_k,
             Format::Q5K => q5_k,
             Format::Q6K => q6_k,
+            Format::F8 => f8,
         };
         for (block, y) in bytes.chunks_exact(self.block_bytes()).zip(out.chunks_exact_mut(self.block_len())) {
             decode_block(block, y);
@@ -56,6 +57,13 @@ impl Format {
             Format::F16 | Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => &[0],
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
             Format::Q6K => &[208],
+            Format::F8 => {
+                let fine = |b: &[u8]| {
+                    let codes = b[4..].iter().all(|c| c & 0x7f != e4m3::NAN);
+                    codes && f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()
+                };
+                return bytes.chunks_exact(self.block_bytes()).all(fine);
+            }
         };
         // The exponent of an f16 is all ones for infinities and NaN.
         bytes.chunks_exact(self.block_bytes()).all(|b| scales.iter().all(|&at| b[at + 1] & 0x7c != 0x7c))
@@ -64,6 +72,14 @@ impl Format {
 
 fn half_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
+}
+
+/// d f32, then 128 codes.
+fn f8(b: &[u8], y: &mut [f32]) {
+    let d = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    for (y, &code) in y.iter_mut().zip(&b[4..]) {
+        *y = e4m3::decode(code) * d;
+    }
 }
 
 /// d f16, then 32 int8.
@@ -246,6 +262,19 @@ mod tests {
         b[192 + 8 + 6] = (-3i8) as u8; // its scale
         Format::Q6K.decode(&b, &mut y);
         assert_eq!(y[128 + 96 + 1], 0.5 * -3.0 * (53.0 - 32.0));
+    }
+
+    #[test]
+    fn fp8_by_hand() {
+        let mut y = [0.0; 128];
+        let mut b = 0.5f32.to_le_bytes().to_vec();
+        b.extend([0; 128]);
+        (b[4], b[5], b[131]) = (0x38, 0xfe, 0x01); // 1, -448, 2^-9
+        Format::F8.decode(&b, &mut y);
+        assert_eq!((y[0], y[1], y[2], y[127]), (0.5, -224.0, 0.0, 2f32.powi(-10)));
+        assert!(Format::F8.all_finite(&b));
+        b[60] = 0xff;
+        assert!(!Format::F8.all_finite(&b));
     }
 
     #[test]

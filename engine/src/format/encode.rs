@@ -4,7 +4,7 @@
 //! it is not what one would publish a model with. Scales are rounded to their stored precision
 //! *before* the elements are, so a block is as good as its format allows.
 
-use super::{Format, decode::scale_min_k4};
+use super::{Format, decode::scale_min_k4, e4m3};
 use half::{bf16, f16};
 
 impl Format {
@@ -26,6 +26,7 @@ impl Format {
             Format::Q4K => |x, out| k_affine(x, 4, out),
             Format::Q5K => |x, out| k_affine(x, 5, out),
             Format::Q6K => q6_k,
+            Format::F8 => f8,
         };
         for block in x.chunks_exact(self.block_len()) {
             encode_block(block, out);
@@ -52,6 +53,12 @@ fn peak(x: &[f32]) -> f32 {
 
 fn range(x: &[f32]) -> (f32, f32) {
     x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &v| (lo.min(v), hi.max(v)))
+}
+
+fn f8(x: &[f32], out: &mut Vec<u8>) {
+    let d = peak(x).abs() / e4m3::MAX;
+    out.extend(d.to_le_bytes());
+    out.extend(x.iter().map(|&v| if d == 0.0 { 0 } else { e4m3::encode(v / d) }));
 }
 
 fn q8_0(x: &[f32], out: &mut Vec<u8>) {
@@ -167,6 +174,7 @@ mod tests {
             Format::Q4_0 | Format::Q4_1 | Format::Q4K => 0.08,
             Format::Q5_0 | Format::Q5_1 | Format::Q5K => 0.04,
             Format::Q6K => 0.02,
+            Format::F8 => 0.04,
         }
     }
 

@@ -7,7 +7,8 @@ pub mod encode;
 use serde::{Deserialize, Serialize};
 
 /// Storage format of a weight tensor. Quantised formats are the GGUF blocks
-/// (layouts: ggml's `ggml-common.h`), little-endian, along a row's K dimension.
+/// (layouts: ggml's `ggml-common.h`), little-endian, along a row's K dimension; FP8 is a block of our own,
+/// which holds what checkpoints keep apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
     /// IEEE single.
@@ -32,11 +33,17 @@ pub enum Format {
     Q5K,
     /// 256 six-bit in 16 groups with int8 scales.
     Q6K,
+    /// FP8: an f32 scale, then 128 [`e4m3`] codes: `code * scale`. One scale per tensor, per row or per
+    /// 128 x 128 block are all this.
+    F8,
 }
+
+/// Elements of an FP8 block, whose scale they share; also the side of the blocks in files.
+pub const F8_BLOCK: usize = 128;
 
 impl Format {
     /// Every format, for tables and tests.
-    pub const ALL: [Format; 11] = [
+    pub const ALL: [Format; 12] = [
         Format::F32,
         Format::F16,
         Format::BF16,
@@ -48,6 +55,7 @@ impl Format {
         Format::Q4K,
         Format::Q5K,
         Format::Q6K,
+        Format::F8,
     ];
 
     /// (name, elements per block, bytes per block).
@@ -64,6 +72,7 @@ impl Format {
             Format::Q4K => ("Q4_K", 256, 144),
             Format::Q5K => ("Q5_K", 256, 176),
             Format::Q6K => ("Q6_K", 256, 210),
+            Format::F8 => ("F8_E4M3", F8_BLOCK, 4 + F8_BLOCK),
         }
     }
 
@@ -79,9 +88,9 @@ impl Format {
     pub const fn block_bytes(self) -> usize {
         self.row().2
     }
-    /// True for the GGUF blocks.
+    /// True for the GGUF blocks: integers with scales.
     pub const fn is_quantised(self) -> bool {
-        self.block_len() > 1
+        self.block_len() > 1 && !matches!(self, Format::F8)
     }
     /// Bytes of `len` elements, or `None` if `len` is no multiple of the block or the product overflows.
     pub fn bytes_for(self, len: usize) -> Option<usize> {

@@ -115,7 +115,7 @@ impl<B: Backend> ModelRunner<B> {
                 // Vectors are tiny: F32 whatever the file holds, with the model's own meaning.
                 self.backend.load(decl, bytemuck::cast_slice(&view.to_f32()))?
             } else {
-                self.backend.load(decl, view.bytes)?
+                self.backend.load(decl, &view.stored())?
             };
             self.buffers.insert(name, buffer);
             done += decl.bytes() as u64;

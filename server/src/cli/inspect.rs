@@ -68,7 +68,7 @@ fn numbers(checkpoint: &Checkpoint) -> Vec<(&'static str, Value)> {
 fn as_json(checkpoint: &Checkpoint, sizing: &ponder_engine::Result<Sizing>) -> Result<Value> {
     let tensors = checkpoint.weights().map(|id| {
         let t = checkpoint.tensor(id)?;
-        Ok(json!({ "name": t.name, "format": t.format.name(), "shape": [t.rows, t.cols], "bytes": t.bytes.len() }))
+        Ok(json!({ "name": t.name, "format": t.format.name(), "shape": [t.rows, t.cols], "bytes": t.stored_bytes() }))
     });
     let tensors = tensors.collect::<Result<Vec<Value>>>()?;
     let metadata: serde_json::Map<String, Value> =
@@ -119,7 +119,7 @@ fn as_text(checkpoint: &Checkpoint, sizing: &ponder_engine::Result<Sizing>, ever
     for id in checkpoint.weights() {
         let t = checkpoint.tensor(id)?;
         let entry = formats.entry(t.format.name()).or_default();
-        (entry.0, entry.1) = (entry.0 + 1, entry.1 + t.bytes.len() as u64);
+        (entry.0, entry.1) = (entry.0 + 1, entry.1 + t.stored_bytes() as u64);
         if every_tensor {
             writeln!(out, "{:<48} {:<6} [{}, {}]", t.name, t.format.name(), t.rows, t.cols)?;
         }

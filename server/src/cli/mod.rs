@@ -5,6 +5,8 @@ pub mod args;
 pub mod bench;
 pub mod chat;
 pub mod config;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod devices;
 pub mod eval;
 pub mod fit;
@@ -69,6 +71,9 @@ pub enum Command {
     Simulate(simulate::SimulateArgs),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::PerplexityArgs),
+    /// Compile the CUDA kernels ahead of time
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::CudaArgs),
 }
 
 impl Command {
@@ -86,6 +91,8 @@ impl Command {
             Command::Simulate(args) => simulate::simulate(&args),
             Command::Inspect(args) => inspect::inspect(&args),
             Command::Perplexity(args) => perplexity::perplexity(args),
+            #[cfg(feature = "cuda")]
+            Command::Cuda(args) => cuda::cuda(args),
         }
     }
 }

@@ -62,6 +62,9 @@ pub struct ServeArgs {
     /// Write prompts to the log
     #[arg(long, env = "PONDER_LOG_PROMPTS", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     log_prompts: bool,
+    /// Send a span of every request to this OpenTelemetry collector (OTLP over HTTP)
+    #[arg(long, env = "PONDER_OTLP_TRACES_ENDPOINT", value_name = "URL")]
+    otlp_traces_endpoint: Option<String>,
     #[command(flatten)]
     instance: InstanceArgs,
     #[command(flatten)]
@@ -145,6 +148,7 @@ impl ServeArgs {
             limits: self.limits.limits()?,
             workers: self.http_workers,
             log_prompts: self.log_prompts,
+            otlp_traces_endpoint: self.otlp_traces_endpoint.clone(),
         };
         options.validate()?;
         Ok(options)

@@ -1,5 +1,6 @@
 //! What every request passes: an id, the host and the key, panics, errors in one shape, a line in the log.
 
+use std::fmt::{Display, Formatter};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,12 +23,44 @@ use super::wire;
 pub struct Caller {
     /// The client's `x-request-id`, or one of ours.
     pub request_id: String,
-    /// The trace that it belongs to, by W3C's `traceparent`.
-    pub trace_id: Option<String>,
+    /// The trace that it belongs to.
+    pub trace: Option<Trace>,
     /// Which key.
     pub key: KeyId,
     /// When its head had arrived.
     pub arrived: Instant,
+}
+
+/// Where in a trace a request stands, by W3C's `traceparent`; shown as the trace's id in hexadecimal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The trace; never 0.
+    pub id: u128,
+    /// The caller's span; never 0.
+    pub parent: u64,
+    /// Whether the caller records it.
+    pub sampled: bool,
+}
+
+impl Display for Trace {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.id)
+    }
+}
+
+impl Trace {
+    /// The header's: version, trace, parent and flags in hexadecimal.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let parts: Vec<&str> = headers.get("traceparent")?.to_str().ok()?.split('-').collect();
+        let hex = |part: &str, len: usize| {
+            let good = part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            good.then(|| u128::from_str_radix(part, 16).ok())?
+        };
+        let [version, trace, parent, flags, ..] = parts[..] else { return None };
+        let (version, flags) = (hex(version, 2)?, hex(flags, 2)?);
+        let (id, parent) = (hex(trace, 32)?, hex(parent, 16)? as u64);
+        (version != 0xff && id != 0 && parent != 0).then_some(Self { id, parent, sampled: flags & 1 == 1 })
+    }
 }
 
 impl Caller {
@@ -46,18 +79,6 @@ fn request_id(headers: &HeaderMap) -> String {
     theirs.filter(sane).map_or_else(|| wire::fresh_id("req"), String::from)
 }
 
-/// The trace id of a W3C `traceparent` header: version, trace, parent and flags in hexadecimal.
-fn trace_id(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get("traceparent")?.to_str().ok()?;
-    let parts: Vec<&str> = value.split('-').collect();
-    let hex = |part: &str, len: usize| {
-        part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let [version, trace, parent, flags, ..] = parts[..] else { return None };
-    let good = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
-    (good && trace.bytes().any(|b| b != b'0') && parent.bytes().any(|b| b != b'0')).then(|| trace.to_string())
-}
-
 /// The middleware.
 ///
 /// # Errors
@@ -68,7 +89,7 @@ pub async fn guard(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let arrived = Instant::now();
     let state = request.app_data::<web::Data<State>>().map(|s| Arc::clone(s)).expect("set for every worker");
-    let (request_id, trace_id) = (request_id(request.headers()), trace_id(request.headers()));
+    let (request_id, trace) = (request_id(request.headers()), Trace::of(request.headers()));
     let (method, path) = (request.method().clone(), request.path().to_string());
     let anthropic = path.starts_with("/v1/messages");
     let authority = request.head().uri.authority().map(|a| a.as_str().to_string());
@@ -76,12 +97,7 @@ pub async fn guard(
     let outcome = match access {
         Err(refused) => Ok(request.into_response(refused.error_response())),
         Ok(key) => {
-            request.extensions_mut().insert(Caller {
-                request_id: request_id.clone(),
-                trace_id: trace_id.clone(),
-                key,
-                arrived,
-            });
+            request.extensions_mut().insert(Caller { request_id: request_id.clone(), trace, key, arrived });
             match AssertUnwindSafe(next.call(request)).catch_unwind().await {
                 Ok(outcome) => outcome.map(ServiceResponse::map_into_boxed_body),
                 Err(_) => {
@@ -95,7 +111,7 @@ pub async fn guard(
     let outcome = outcome.map(|response| in_shape(response, anthropic));
     let status = outcome.as_ref().map_or_else(|e| e.as_response_error().status_code(), ServiceResponse::status);
     tracing::info!(
-        target: "ponder::http", request_id, trace_id, %method, path = %shown(&path), status = status.as_u16(),
+        target: "ponder::http", request_id, trace_id = trace.map(display), %method, path = %shown(&path), status = status.as_u16(),
         ms = arrived.elapsed().as_millis() as u64, "answered"
     );
     outcome.map(|mut response| {

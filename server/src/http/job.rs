@@ -10,6 +10,7 @@ use super::admission::{Load, Permit};
 use super::auth::KeyId;
 use super::error::ApiError;
 use super::fleet::Seat;
+use super::guard::Trace;
 use super::state::{Running, Served, State};
 use super::wire;
 use super::wire::usage::Usage;
@@ -37,7 +38,21 @@ pub struct Order {
     /// Its id in logs.
     pub request_id: String,
     /// The trace that it belongs to.
-    pub trace_id: Option<String>,
+    pub trace: Option<Trace>,
+}
+
+/// What a span of a request says of it.
+pub struct Asked<'a> {
+    /// Its id on the wire.
+    pub id: &'a str,
+    /// The model's name, as it was asked for.
+    pub model: &'a str,
+    /// How it was to go on.
+    pub params: &'a SamplingParams,
+    /// The trace that it belongs to; `None` begins one.
+    pub trace: Option<Trace>,
+    /// When it arrived.
+    pub arrived: Instant,
 }
 
 /// A request at work. Dropping it cancels what has not ended.
@@ -57,8 +72,9 @@ pub struct Job {
     pub prompt_tokens: usize,
     /// What ended answers cost.
     pub usage: Usage,
+    params: SamplingParams,
     request_id: String,
-    trace_id: Option<String>,
+    trace: Option<Trace>,
     arrived: Instant,
     answers: usize,
     per_prompt: usize,
@@ -75,7 +91,7 @@ impl Job {
         if state.is_draining() {
             return Err(ApiError::unavailable("shutting_down", "the server is shutting down", 5));
         }
-        let Order { model, name, prompts, params, key, seat, arrived, prefix, request_id, trace_id } = order;
+        let Order { model, name, prompts, params, key, seat, arrived, prefix, request_id, trace } = order;
         let (n, longest) = (usize::from(params.n), model.engine.max_model_len());
         let answers = n * prompts.len();
         let most = |p: &Rendered| longest.min(p.tokens.len().saturating_add(params.max_tokens.unwrap_or(longest)));
@@ -101,8 +117,9 @@ impl Job {
             name,
             prompt_tokens,
             usage: Usage::default(),
+            params,
             request_id,
-            trace_id,
+            trace,
             arrived,
             answers,
             per_prompt: n,
@@ -168,9 +185,12 @@ impl Job {
         let with_prompt = index.is_multiple_of(self.per_prompt);
         self.usage.add(done, with_prompt);
         self.model.metrics.finished(done, with_prompt);
+        if let Some(spans) = &self.state.spans {
+            spans.answered(&self.asked(), index, done);
+        }
         tracing::info!(
             target: "ponder::request",
-            request_id = self.request_id, trace_id = self.trace_id, id = self.id, model = self.name, choice = index,
+            request_id = self.request_id, trace_id = self.trace.map(display), id = self.id, model = self.name, choice = index,
             finish = done.finish_reason(), prompt_tokens = done.prompt_tokens, cached_tokens = done.cached_tokens,
             completion_tokens = done.completion_tokens, reasoning_tokens = done.reasoning_tokens,
             ttft_ms = done.timings.ttft_ms as u64, total_ms = done.timings.total_ms as u64, "done"
@@ -178,12 +198,23 @@ impl Job {
         Ok(())
     }
 
+    fn asked(&self) -> Asked<'_> {
+        let (trace, arrived) = (self.trace, self.arrived);
+        Asked { id: &self.id, model: &self.name, params: &self.params, trace, arrived }
+    }
+    fn broken(&self, how: &'static str) {
+        if let Some(spans) = &self.state.spans {
+            spans.broken(&self.asked(), how);
+        }
+    }
+
     /// Nothing more comes.
     fn fail(&mut self, error: ApiError, how: &'static str) -> ApiError {
         self.updates = SelectAll::new();
         self.ended = self.answers;
         self.model.metrics.failed(how);
-        tracing::warn!(target: "ponder::request", request_id = self.request_id, trace_id = self.trace_id, id = self.id, how, error = %error, "failed");
+        self.broken(how);
+        tracing::warn!(target: "ponder::request", request_id = self.request_id, trace_id = self.trace.map(display), id = self.id, how, error = %error, "failed");
         error
     }
 
@@ -207,8 +238,9 @@ impl Drop for Job {
         self.state.leave(&self.id);
         if self.ended < self.answers {
             self.model.metrics.cancelled();
+            self.broken("client_left");
             tracing::info!(
-                target: "ponder::request", request_id = self.request_id, trace_id = self.trace_id, id = self.id, model = self.name,
+                target: "ponder::request", request_id = self.request_id, trace_id = self.trace.map(display), id = self.id, model = self.name,
                 after_ms = self.arrived.elapsed().as_millis() as u64, "the client left"
             );
         }

@@ -2,7 +2,8 @@
 //!
 //! A request passes [`guard`] (id, host, key), is read by [`body`] (bounds, strict fields), becomes tokens in
 //! [`prompt`] and a [`job`] in the engine; [`sse`] carries its stream. What clients see is in [`wire`], what
-//! they may take in [`admission`], and where several instances share a name, which of them answers in [`fleet`]. No state outlives a request but counts in [`metrics`].
+//! they may take in [`admission`], and where several instances share a name, which of them answers in [`fleet`];
+//! [`otlp`] tells a collector of each. No state outlives a request but counts in [`metrics`].
 
 pub mod admission;
 pub mod auth;
@@ -15,6 +16,11 @@ pub mod job;
 pub mod metrics;
 pub mod openapi;
 pub mod options;
+#[cfg(feature = "otlp")]
+pub mod otlp;
+#[cfg(not(feature = "otlp"))]
+#[path = "otlp_absent.rs"]
+pub mod otlp;
 pub mod prompt;
 pub mod routes;
 pub mod shutdown;
@@ -62,6 +68,9 @@ pub fn run(listener: TcpListener, options: ServeOptions, models: Vec<Offer>) -> 
         let server = server(listener, shared.clone()).map_err(|e| Error::invalid("server", e.to_string()))?;
         let stop = actix_rt::spawn(shutdown::on_signal(shared, server.handle()));
         server.await.map_err(|e| Error::invalid("server", e.to_string()))?;
+        if let Some(spans) = &state.spans {
+            spans.end();
+        }
         state.models.iter().try_for_each(|m| m.engine.write_trace())?;
         Ok(stop.await.unwrap_or(0))
     })

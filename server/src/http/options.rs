@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use ponder_engine::{Error, Result};
 
+use super::otlp::Spans;
+
 /// Under which names reasoning is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReasoningField {
@@ -106,6 +108,8 @@ pub struct ServeOptions {
     pub workers: usize,
     /// Write prompts to the log.
     pub log_prompts: bool,
+    /// Where spans of requests go: a collector that takes OTLP over HTTP as JSON.
+    pub otlp_traces_endpoint: Option<String>,
 }
 
 impl Default for ServeOptions {
@@ -120,6 +124,7 @@ impl Default for ServeOptions {
             limits: Limits::default(),
             workers: 0,
             log_prompts: false,
+            otlp_traces_endpoint: None,
         }
     }
 }
@@ -128,7 +133,7 @@ impl ServeOptions {
     /// Refuses what would be a mistake.
     ///
     /// # Errors
-    /// A key that cannot be sent, or other machines served without keys.
+    /// A key that cannot be sent, other machines served without keys, or a collector that cannot be reached from here.
     pub fn validate(&self) -> Result<()> {
         let good = |k: &String| !k.is_empty() && k.bytes().all(|b| b.is_ascii_graphic());
         if !self.api_keys.iter().all(good) {
@@ -141,7 +146,7 @@ impl ServeOptions {
             );
             return Err(Error::invalid("host", why));
         }
-        Ok(())
+        self.otlp_traces_endpoint.as_deref().map_or(Ok(()), |url| Spans::url(url).map(drop))
     }
 
     /// Threads for HTTP: each streams some ten thousand tokens a second, so a few are plenty.

@@ -113,7 +113,7 @@ pub async fn start(
     if let (Some((field, _)), true) = (&prompt.schema, params.ignore_eos) {
         return Err(ApiError::invalid("ignore_eos", format!("contradicts {field}, which has an end")));
     }
-    let Caller { request_id, trace_id, key, arrived } = caller;
+    let Caller { request_id, trace, key, arrived } = caller;
     if state.options.log_prompts {
         tracing::info!(target: "ponder::prompt", request_id, messages = ?prompt.messages, "prompt");
     }
@@ -127,6 +127,6 @@ pub async fn start(
         fleet::place(state.group(model), &members, &rendered.iter().collect::<Vec<_>>(), &params).await?;
     let params = sampling.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
     let prompts = vec![rendered.swap_remove(index)];
-    let order = Order { model, name, prompts, params, key, seat, arrived, prefix, request_id, trace_id };
+    let order = Order { model, name, prompts, params, key, seat, arrived, prefix, request_id, trace };
     Job::start(state, order).await
 }

@@ -14,6 +14,7 @@ use super::fleet::Group;
 use super::guide::Compiler;
 use super::metrics::Metrics;
 use super::options::ServeOptions;
+use super::otlp::Spans;
 use super::wire;
 use crate::Engine;
 
@@ -88,6 +89,8 @@ pub struct State {
     groups: Vec<Arc<Group>>,
     /// The name that is meant where a request says none.
     usual: String,
+    /// Where spans of requests go, if anywhere.
+    pub spans: Option<Spans>,
     running: Mutex<HashMap<String, Running>>,
     draining: AtomicBool,
 }
@@ -132,6 +135,7 @@ impl State {
         }
         Ok(Self {
             access: Access::new(&options),
+            spans: options.otlp_traces_endpoint.as_deref().map(Spans::new).transpose()?,
             usual,
             models,
             groups,

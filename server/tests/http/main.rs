@@ -6,6 +6,7 @@ mod forms;
 mod going_away;
 mod operation;
 mod refusals;
+mod spans;
 #[path = "../program/terminal.rs"]
 mod terminal;
 mod top;

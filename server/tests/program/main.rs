@@ -4,4 +4,6 @@ mod bad_input;
 mod chat;
 mod cli;
 mod common;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod terminal;

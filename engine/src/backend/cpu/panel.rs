@@ -13,12 +13,13 @@
 //! Q4_K, Q5_K: a header [16 d][16 dmin] before each 8 groups, scales and minima as bytes
 //! Q6_K:       a header [16 d] before each 8 groups, scales as int8, 16 for each half group
 //! floats: one vector of 16 rows per element of K
+//! F8:     for each 128 of K [16 scales], then one vector of 16 codes per element of K
 //! ```
 
 use half::f16;
 
-use crate::format::Format;
 use crate::format::decode::scale_min_k4;
+use crate::format::{F8_BLOCK, Format};
 
 /// Output rows of a panel.
 pub const LANES: usize = 16;
@@ -56,7 +57,7 @@ fn shape(format: Format) -> Shape {
         Format::Q4K => (256, 32, 64),
         Format::Q5K => (320, 32, 64),
         Format::Q6K => (384, 32, 32),
-        Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats have no groups"),
+        Format::F32 | Format::F16 | Format::BF16 | Format::F8 => unreachable!("floats have no groups"),
     };
     Shape { quants, group: quants + scales, header }
 }
@@ -69,7 +70,7 @@ impl Panels {
     /// Bytes of one panel.
     pub fn panel_bytes(&self) -> usize {
         if !self.format.is_quantised() {
-            return self.k * LANES * self.format.block_bytes();
+            return self.k / self.format.block_len() * self.format.block_bytes() * LANES;
         }
         let shape = shape(self.format);
         self.k / GROUP * shape.group + self.k / 256 * shape.header
@@ -93,9 +94,10 @@ impl Panels {
         let panels = out.chunks_exact_mut(self.panel_bytes());
         for (panel, rows) in panels.zip(stored.chunks(row_bytes * LANES)) {
             for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-                match self.format.is_quantised() {
-                    true => self.pack_row(panel, lane, row),
-                    false => pack_floats(panel, lane, row, self.format.block_bytes()),
+                match self.format {
+                    Format::F8 => pack_f8(panel, lane, row),
+                    f if f.is_quantised() => self.pack_row(panel, lane, row),
+                    f => pack_floats(panel, lane, row, f.block_bytes()),
                 }
             }
         }
@@ -120,6 +122,15 @@ impl Panels {
     pub fn decode_row(&self, panels: &[u8], row: usize, out: &mut [f32]) {
         let panel = &panels[row / LANES * self.panel_bytes()..][..self.panel_bytes()];
         let lane = row % LANES;
+        if self.format == Format::F8 {
+            for (block, out) in panel.chunks_exact(F8_BYTES).zip(out.chunks_exact_mut(F8_BLOCK)) {
+                let scale = &block[4 * lane..][..4];
+                let codes = block[4 * LANES..].iter().skip(lane).step_by(LANES).copied();
+                let stored: Vec<u8> = scale.iter().copied().chain(codes).collect();
+                self.format.decode(&stored, out);
+            }
+            return;
+        }
         if !self.format.is_quantised() {
             let width = self.format.block_bytes();
             for (element, out) in panel.chunks_exact(LANES * width).zip(out) {
@@ -134,6 +145,17 @@ impl Panels {
             let q = unpack_quants(self.format, quants, lane);
             decode_group(self.format, &panel[header..], scales, lane, &q, out);
         }
+    }
+}
+
+/// Bytes of an FP8 block of a panel.
+const F8_BYTES: usize = LANES * (4 + F8_BLOCK);
+
+fn pack_f8(panel: &mut [u8], lane: usize, row: &[u8]) {
+    for (to, from) in panel.chunks_exact_mut(F8_BYTES).zip(row.chunks_exact(4 + F8_BLOCK)) {
+        to[4 * lane..][..4].copy_from_slice(&from[..4]);
+        let codes = to[4 * LANES..].iter_mut().skip(lane).step_by(LANES);
+        codes.zip(&from[4..]).for_each(|(to, code)| *to = *code);
     }
 }
 
@@ -169,7 +191,7 @@ fn stored_quants(format: Format, block: &[u8], j: usize) -> [u8; GROUP] {
                 low | (block[128 + half * 32 + i] >> (run * 2) & 3) << 4
             })
         }
-        Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats have no quants"),
+        Format::F32 | Format::F16 | Format::BF16 | Format::F8 => unreachable!("floats have no quants"),
     }
 }
 
@@ -253,7 +275,7 @@ fn decode_group(format: Format, header: &[u8], scales: &[u8], lane: usize, q: &[
             let scale = |i: usize| d * f32::from(scales[i / 16 * 16 + lane] as i8);
             out.iter_mut().zip(q).enumerate().for_each(|(i, (o, q))| *o = scale(i) * (f32::from(*q) - 32.0));
         }
-        Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats have no groups"),
+        Format::F32 | Format::F16 | Format::BF16 | Format::F8 => unreachable!("floats have no groups"),
     }
 }
 
@@ -265,7 +287,7 @@ mod tests {
     #[test]
     fn rows_survive_the_panels_bit_by_bit() {
         for format in Format::ALL {
-            let (n, k) = (37, if format.is_quantised() { 512 } else { 20 });
+            let (n, k) = (37, if format.block_len() > 1 { 512 } else { 20 });
             let mut stored = Vec::new();
             for row in 0..n {
                 let x: Vec<f32> = (0..k).map(|c| noise(1, "w", row, c)).collect();

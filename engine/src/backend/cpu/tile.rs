@@ -7,7 +7,7 @@
 
 use std::marker::PhantomData;
 
-use super::float::Float;
+use super::float::{Float, Scaled};
 use super::integer::Integer;
 use super::panel::{LANES, Panels};
 use super::simd::{Isa, Kernel, Level};
@@ -79,7 +79,8 @@ fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileFn {
         Q5_0 => Integer<super::quant::Q5_0>, Q5_1 => Integer<super::quant::Q5_1>,
         Q8_0 => Integer<super::quant::Q8_0>, Q4K => Integer<super::quant::Q4K>,
         Q5K => Integer<super::quant::Q5K>, Q6K => Integer<super::quant::Q6K>,
-        F32 => Float<super::quant::F32>, F16 => Float<super::quant::F16>, BF16 => Float<super::quant::Bf16>
+        F32 => Float<super::quant::F32>, F16 => Float<super::quant::F16>, BF16 => Float<super::quant::Bf16>,
+        F8 => Scaled<super::quant::F8>
     )
 }
 

@@ -60,7 +60,11 @@ pub fn noise(seed: u64, slot: &str, row: usize, column: usize) -> f32 {
 pub fn problems(rows: usize, live: usize) -> Vec<Problem> {
     let mut all = Vec::new();
     for format in Format::ALL {
-        let k = if format.block_len() == 256 { 768 } else { 576 };
+        let k = match format.block_len() {
+            256 => 768,
+            128 => 640,
+            _ => 576,
+        };
         all.push(embed(rows, live, format, k));
         all.push(linear(rows, live, format, 200, k, false));
         all.push(gated_mlp(rows, live, format, k, Activation::Silu));

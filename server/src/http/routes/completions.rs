@@ -88,8 +88,8 @@ async fn start(state: &Data<State>, asked: &CompletionRequest, caller: Caller) -
     let params = sampling.params(model.engine.generation_defaults(), model.engine.config().vocab)?;
     let (prompts, echo): (Vec<_>, Vec<_>) = rendered.swap_remove(index).into_iter().unzip();
     let echo = echo.into_iter().flat_map(|e| std::iter::repeat_n(e, usize::from(params.n))).collect();
-    let Caller { request_id, trace_id, key, arrived } = caller;
-    let order = Order { model, name, prompts, params, key, seat, arrived, prefix: "cmpl", request_id, trace_id };
+    let Caller { request_id, trace, key, arrived } = caller;
+    let order = Order { model, name, prompts, params, key, seat, arrived, prefix: "cmpl", request_id, trace };
     Ok((Job::start(shared(state), order).await?, echo))
 }
 
