@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ponder::{BackendChoice, Completion, Engine, EngineOptions, Prompt};
+use ponder::{BackendChoice, Completion, Engine, EngineOptions, Opened, Prompt};
+use ponder_engine::format::KvFormat;
+use ponder_engine::kv::Preemption;
 use ponder_engine::request::SamplingParams;
 use ponder_engine::text::Message;
 use ponder_tests::tiny_model::{self, TinyModel};
@@ -20,9 +22,12 @@ fn thinker() -> TinyModel {
     model
 }
 
+fn options(model: &TinyModel) -> EngineOptions {
+    EngineOptions { backend: BackendChoice::Cpu, threads: 1, ..EngineOptions::new(model.path()) }
+}
+
 fn engine(model: &TinyModel, prefix_caching: bool) -> Engine {
-    let options = EngineOptions { backend: BackendChoice::Cpu, threads: 1, ..EngineOptions::new(model.path()) };
-    Engine::load(EngineOptions { prefix_caching, ..options }, |_| {}).unwrap()
+    Engine::load(EngineOptions { prefix_caching, ..options(model) }, |_| {}).unwrap()
 }
 
 fn ask(engine: &Engine, messages: &[Message], salt: &str) -> Completion {
@@ -46,30 +51,63 @@ fn known(engine: &Engine, messages: &[Message]) -> usize {
     tokens("0").iter().zip(&tokens("A")).take_while(|(a, b)| a == b).count()
 }
 
-#[test]
-fn a_second_turn_with_stripped_thinking_computes_its_new_tokens_only() {
-    let model = thinker();
-    let engine = engine(&model, true);
+/// Holds a conversation of two turns, and asserts that the second computes its new tokens only and says what `plain`,
+/// an engine without a cache, says. The engine needs a moment of idle time between the turns: how long depends on
+/// the machine.
+fn second_turn_is_found(engine: &Engine, plain: &Engine) {
     let mut found = Vec::new();
-    // The engine needs a moment of idle time between the turns: how long depends on the machine.
     for attempt in 0..8u32 {
         let mut messages = vec![Message::new("user", format!("{attempt}, what is 15% of 80? Think well."))];
-        let first = ask(&engine, &messages, "");
+        let first = ask(engine, &messages, "");
         assert!(first.reasoning_tokens > 0 && !first.text.is_empty(), "{first:?}");
         messages.extend([Message::new("assistant", &first.text), Message::new("user", "And of 90?")]);
         std::thread::sleep(Duration::from_millis(50 << attempt));
-        let second = ask(&engine, &messages, "");
-        let known = known(&engine, &messages);
+        let second = ask(engine, &messages, "");
+        let known = known(engine, &messages);
         assert!(known > first.prompt_tokens, "the answer is part of what is known");
         found.push((second.cached_tokens, known));
         if second.cached_tokens == known {
-            // Without the cache it says the same.
-            let plain = ask(&self::engine(&model, false), &messages, "");
+            let plain = ask(plain, &messages, "");
             assert_eq!((plain.cached_tokens, plain.token_ids), (0, second.token_ids));
             return;
         }
     }
     panic!("never found what was known: {found:?}");
+}
+
+#[test]
+fn a_second_turn_with_stripped_thinking_computes_its_new_tokens_only() {
+    let model = thinker();
+    second_turn_is_found(&engine(&model, true), &engine(&model, false));
+}
+
+/// Codes with scales per block, and blocks that have been to host memory and back, are cached again like any others.
+#[test]
+fn a_second_turn_is_found_in_fp8_and_after_swapping() {
+    const LEN: usize = 256;
+    let model = thinker();
+    let fp8 = EngineOptions { kv_cache_dtype: KvFormat::E4M3, max_model_len: Some(LEN), ..options(&model) };
+    let token = Opened::open(fp8.clone()).unwrap().checkpoint.config.kv_bytes(KvFormat::E4M3).per_token();
+    // Room for one of the longest sequences, and requests that are let in without a look ahead.
+    let short = EngineOptions {
+        kv_memory: Some(token * LEN as u64),
+        preemption: Preemption::Swap,
+        swap_space: 64 << 20,
+        growth_quantile: 0.0,
+        ..fp8.clone()
+    };
+    let engine = Engine::load(short, |_| {}).unwrap();
+    let plain = Engine::load(EngineOptions { prefix_caching: false, ..fp8 }, |_| {}).unwrap();
+    let params = SamplingParams { max_tokens: Some(100), ignore_eos: true, ..SamplingParams::default() };
+    let prompts: Vec<Prompt> = (0..6).map(|i| Prompt::user(format!("Number {i} asks."))).collect();
+    let together: Vec<_> = prompts.iter().map(|p| engine.generate(p.clone(), params.clone()).unwrap()).collect();
+    for (prompt, running) in prompts.into_iter().zip(together) {
+        let alone = plain.generate(prompt, params.clone()).unwrap().complete().unwrap();
+        assert_eq!(running.complete().unwrap().token_ids, alone.token_ids);
+    }
+    let preempted = futures::executor::block_on(engine.handle().view()).unwrap().totals.preemptions;
+    assert!(preempted > 0, "the pool was never short");
+    second_turn_is_found(&engine, &plain);
 }
 
 #[test]

@@ -189,8 +189,8 @@ fn hint(depth: Option<Depth>) -> &'static str {
     match depth {
         None => "Think only as long as the question needs, then answer.",
         Some(Depth::Trivial | Depth::Easy) => "This is an easy question: think in a few short lines, then answer.",
-        Some(Depth::Middle) => "Think step by step, without repeating checks, then answer.",
-        Some(Depth::Hard) => "This is a hard question: think carefully, then answer.",
+        // Hard work is worth doing with care, but doing it twice is what thinking is mostly wasted on.
+        Some(Depth::Middle | Depth::Hard) => "Think step by step, without repeating checks, then answer.",
     }
 }
 
