@@ -22,6 +22,8 @@ use ponder_actors::trace::{Span, Tracer};
 use ponder_engine::request::SamplingParams;
 use serde_json::{Value, json};
 
+/// The bundled model.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/target");
 /// Pairs of first tokens.
 const FIRSTS: usize = 200;
 /// Rounds of everything else, each with and without what is measured.
@@ -31,10 +33,8 @@ const CLIENTS: usize = 8;
 const TOKENS: usize = 192;
 
 fn main() -> Result<()> {
-    let engine = Engine::load(
-        EngineOptions { backend: BackendChoice::Cpu, threads: 1, ..EngineOptions::new("bundled") },
-        |_| {},
-    )?;
+    let engine =
+        Engine::load(EngineOptions { backend: BackendChoice::Cpu, threads: 1, ..EngineOptions::new(MODEL) }, |_| {})?;
     let plain = Server::start(&[])?;
     first_token(&engine, &plain)?;
     streaming(&plain)?;
