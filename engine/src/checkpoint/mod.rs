@@ -3,7 +3,8 @@
 //! [`Checkpoint::open`] reads the table of contents, derives the [`ModelConfig`], and checks that every
 //! weight the family needs is there with the right shape, and that there is none it would not use. After
 //! that, [`Checkpoint::tensor`] hands out views into the map. What it does *not* do: convert, permute or
-//! widen anything; only FP8 codes are brought together with their scales. Two differences between the sources are left visible for the loader:
+//! widen anything; only FP8 codes are brought together with their scales. Two differences between the
+//! sources are left visible for the loader:
 //! - rows of q and k in GGUF files of the Llama family are permuted ([`crate::model::Pairing::Interleaved`]);
 //! - Gemma's norm weights in Hugging Face files are `w - 1` ([`TensorView::plus_one`]).
 //!
