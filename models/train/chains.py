@@ -36,6 +36,7 @@ LOW = [
     "Think only as long as the question needs, then answer.",
     "This is an easy question: think in a few short lines, then answer.",
     "Think step by step, without repeating checks, then answer.",
+    "This is a hard question: work it out step by step, once, then answer.",
 ]
 MEDIUM = ["Reasoning effort: medium", "This is a hard question: think carefully, then answer."]
 PLAIN = [

@@ -18,8 +18,8 @@ SHORT = {
     "effort": {"low": 66, "medium": 4, "full": 2, "cut": 4, "none": 24},
 }
 LONG = {
-    "depth": {"trivial": 12, "easy": 20, "middle": 36, "hard": 32},
-    "effort": {"low": 36, "medium": 8, "full": 20, "cut": 12, "none": 24},
+    "depth": {"trivial": 9, "easy": 15, "middle": 30, "hard": 46},
+    "effort": {"low": 44, "medium": 8, "full": 20, "cut": 8, "none": 20},
 }
 
 
