@@ -123,6 +123,7 @@ fn system_with(
         drafts,
         drafter: Source::Model,
         max_logit_rows: 64,
+        squeeze_thinking: false,
         max_wait: None,
     };
     let rollout = RolloutLimits { max_rows: 64, vocab: 256, target_vocab: 256 };

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ponder_actors::{BatchRunner, Generation, Loader, Submission, System, SystemOptions, Update};
+use ponder_engine::grammar::{Grammar, GrammarSource, TokenMask};
 use ponder_engine::kv::CacheOptions;
 use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::op::ERROR_TOKEN;
@@ -68,7 +69,8 @@ impl BatchRunner for Hash {
                 seed => log.iter().fold(seed, |h, t| h.wrapping_mul(31).wrapping_add(*t)),
             };
             let letters = if logit.params.seed_lo == PERIODIC { 5 } else { 26 };
-            tokens.push(if log.contains(&NAN) { ERROR_TOKEN } else { 97 + hash % letters });
+            let nothing_allowed = logit.mask.as_ref().is_some_and(|mask| mask.iter().all(|word| *word == 0));
+            tokens.push(if log.contains(&NAN) || nothing_allowed { ERROR_TOKEN } else { 97 + hash % letters });
         }
         Ok(BatchOutput { tokens, logits: Vec::new(), ..BatchOutput::default() })
     }
@@ -102,6 +104,7 @@ fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<Atomic
         drafts,
         drafter: Source::Suffix,
         max_logit_rows: 64,
+        squeeze_thinking: false,
         max_wait: None,
     };
     let tokenizer = Arc::new(common::tokenizer());
@@ -257,6 +260,46 @@ fn broken_numbers_fail_one_request() {
     assert_eq!(collect(other).0, want);
     let (text, _, end) = collect(broken);
     assert!(text.is_empty() && matches!(&end, Finish::Failed { reason } if reason.contains("NaN")), "{end:?}");
+}
+
+/// Allows everything for so many tokens; then it fails.
+struct Breaks {
+    after: usize,
+    taken: usize,
+}
+
+impl Grammar for Breaks {
+    fn mask(&mut self) -> Result<TokenMask, String> {
+        if self.taken < self.after { Ok([u32::MAX; 8].into()) } else { Err("too many states".into()) }
+    }
+    fn words(&self) -> usize {
+        8
+    }
+    fn push(&mut self, _: u32) -> bool {
+        self.taken += 1;
+        true
+    }
+    fn rollback(&mut self, tokens: usize) {
+        self.taken -= tokens;
+    }
+}
+
+#[test]
+fn a_grammar_that_breaks_ends_its_request_and_no_other() {
+    let want = alone(&prompt(6), 15);
+    // Guesses run ahead of the text into the failure; that they are wrong there must end nothing early.
+    for (lookup, drafts) in [(Lookup::None, DraftPolicy::Off), (Lookup::Suffix, DraftPolicy::Fixed(5))] {
+        let system = drafting(200, lookup, drafts, Arc::default());
+        let mut broken = submission(&prompt(6), 15);
+        broken.grammar = Some(GrammarSource::new(|| Box::new(Breaks { after: 4, taken: 0 })));
+        let broken = submit(&system, broken);
+        let other = submit(&system, submission(&prompt(6), 15));
+        assert_eq!(collect(other).0, want);
+        let (text, _, end) = collect(broken);
+        assert_eq!(text, want[..4]);
+        let named = matches!(&end, Finish::Failed { reason } if reason == "grammar error: too many states");
+        assert!(named, "{end:?}");
+    }
 }
 
 #[test]

@@ -7,6 +7,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+/// How the reason begins where an answer failed because its grammar did.
+pub const GRAMMAR_ERROR: &str = "grammar error";
+
 /// Which tokens may come next, as a bit each, the lowest first; shared by whoever needs it.
 pub type TokenMask = Arc<[u32]>;
 
@@ -36,7 +39,7 @@ impl GrammarSource {
     }
     /// A grammar at its beginning.
     pub fn start(&self) -> Guide {
-        Guide { grammar: Arc::new(Mutex::new((self.0)())), also: Arc::new([]) }
+        Guide { state: Arc::new(Mutex::new(State { grammar: (self.0)(), fault: None })), also: Arc::new([]) }
     }
 }
 
@@ -52,10 +55,16 @@ impl PartialEq for GrammarSource {
     }
 }
 
+struct State {
+    grammar: Box<dyn Grammar>,
+    /// Why it had no mask, when it was last asked for some.
+    fault: Option<String>,
+}
+
 /// A grammar on its way through a step. The parts of a step come one after the other, so nobody waits for it.
 #[derive(Clone)]
 pub struct Guide {
-    grammar: Arc<Mutex<Box<dyn Grammar>>>,
+    state: Arc<Mutex<State>>,
     /// Tokens that may come first of all besides: they open the thinking.
     also: Arc<[u32]>,
 }
@@ -63,41 +72,54 @@ pub struct Guide {
 impl Guide {
     /// The same, with tokens that may come next besides.
     pub fn or(&self, tokens: &[u32]) -> Self {
-        Self { grammar: self.grammar.clone(), also: tokens.into() }
+        Self { state: self.state.clone(), also: tokens.into() }
     }
 
-    fn grammar(&self) -> MutexGuard<'_, Box<dyn Grammar>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // A panic inside a grammar ends its request; the state is not used again.
-        self.grammar.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Takes a token of the answer; false if it may not come.
     pub fn push(&self, token: u32) -> bool {
-        self.grammar().push(token)
+        self.state().grammar.push(token)
     }
     /// Takes back tokens.
     pub fn rollback(&self, tokens: usize) {
-        self.grammar().rollback(tokens);
+        self.state().grammar.rollback(tokens);
     }
 
     /// The masks of the next place and of those behind each guess, as far as the guesses may come; a place behind
-    /// a guess that may not come has none, and its choice never counts. A grammar that fails allows nothing.
+    /// a guess that may not come has none, and its choice never counts. A grammar that fails allows nothing, and
+    /// [`Guide::fault`] says why.
     pub fn along(&self, guesses: &[u32]) -> Vec<Option<TokenMask>> {
-        let mut grammar = self.grammar();
+        let mut state = self.state();
+        let State { grammar, fault } = &mut *state;
+        *fault = None;
         let mut taken = 0;
         let nothing: TokenMask = vec![0; grammar.words()].into();
-        let first = grammar.mask().map_or_else(|_| nothing.clone(), |mask| with(mask, &self.also));
-        let mut masks = vec![Some(first)];
+        let mut mask = |grammar: &mut dyn Grammar| {
+            grammar.mask().unwrap_or_else(|why| {
+                fault.get_or_insert(why);
+                nothing.clone()
+            })
+        };
+        let mut masks = vec![Some(with(mask(&mut **grammar), &self.also))];
         for guess in guesses {
             if masks.len() > taken + 1 || !grammar.push(*guess) {
                 masks.push(None);
                 continue;
             }
             taken += 1;
-            masks.push(Some(grammar.mask().unwrap_or_else(|_| nothing.clone())));
+            masks.push(Some(mask(&mut **grammar)));
         }
         grammar.rollback(taken);
         masks
+    }
+
+    /// Why the grammar had no mask for one of the last places.
+    pub fn fault(&self) -> Option<String> {
+        self.state().fault.clone()
     }
 }
 
@@ -123,7 +145,7 @@ impl fmt::Debug for Guide {
 
 impl PartialEq for Guide {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.grammar, &other.grammar) && self.also == other.also
+        Arc::ptr_eq(&self.state, &other.state) && self.also == other.also
     }
 }
 
@@ -177,5 +199,35 @@ pub(crate) mod tests {
             guide.or(&[8]).along(&[40, 5]).iter().map(allowed).collect::<Vec<_>>(),
             [Some(vec![8, 40]), Some(vec![5]), Some(vec![9])]
         );
+    }
+
+    /// Any token, then an error.
+    struct Breaks(usize);
+
+    impl Grammar for Breaks {
+        fn mask(&mut self) -> Result<TokenMask, String> {
+            if self.0 < 2 { Ok([u32::MAX].into()) } else { Err("too many states".into()) }
+        }
+        fn words(&self) -> usize {
+            1
+        }
+        fn push(&mut self, _: u32) -> bool {
+            self.0 += 1;
+            true
+        }
+        fn rollback(&mut self, tokens: usize) {
+            self.0 -= tokens;
+        }
+    }
+
+    #[test]
+    fn a_grammar_that_fails_says_why_as_long_as_it_does() {
+        let guide = GrammarSource::new(|| Box::new(Breaks(0))).start();
+        assert_eq!(guide.along(&[1]), [Some([u32::MAX].into()), Some([u32::MAX].into())]);
+        assert_eq!(guide.fault(), None);
+        assert_eq!(guide.along(&[1, 1])[2], Some([0].into()), "nothing is allowed");
+        assert_eq!(guide.fault().as_deref(), Some("too many states"));
+        guide.along(&[]);
+        assert_eq!(guide.fault(), None, "the guesses were taken back");
     }
 }

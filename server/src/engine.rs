@@ -251,6 +251,7 @@ fn scheduler_options(options: &EngineOptions, sizing: &Sizing) -> SchedulerOptio
         drafts: if usual(options) == Source::Nobody { DraftPolicy::Off } else { options.drafts },
         drafter: usual(options),
         max_logit_rows: sizes.max_logit_rows,
+        squeeze_thinking: options.squeeze_thinking,
         max_wait: options.max_wait,
     }
 }

@@ -78,10 +78,15 @@ impl Opened {
         Ok(sizing)
     }
 
+    /// Tokens of the longest sequence, as far as the files and the options bound it; the memory may bound it further.
+    pub fn max_model_len(&self) -> usize {
+        let context = self.checkpoint.config.context;
+        self.options.max_model_len.unwrap_or(context).min(context)
+    }
+
     /// Refuses a prompt that can never run with these options.
     pub fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
-        let context = self.checkpoint.config.context;
-        let most = self.options.max_model_len.unwrap_or(context).min(context);
+        let most = self.max_model_len();
         match tokens.len() {
             0 => Err(Error::invalid("prompt", "is empty")),
             n if n >= most => {

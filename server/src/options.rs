@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use ponder_engine::format::KvFormat;
 use ponder_engine::kv::Preemption;
+use ponder_engine::reason::MarkerTexts;
 use ponder_engine::schedule::{DraftPolicy, SchedulingPolicy};
 use ponder_engine::spec::{LengthOptions, Lookup};
 use ponder_engine::{Error, Result};
@@ -129,8 +130,14 @@ pub struct EngineOptions {
     pub reasoning_policy: Option<PathBuf>,
     /// Weights of the depth classifier; `depth.json` beside the model if `None`.
     pub depth_classifier: Option<PathBuf>,
+    /// Markers of thinking and tool calls that are not those of the model's tokenizer and template, or that its
+    /// template does not show.
+    pub markers: MarkerTexts,
     /// A sentence that is written into the thinking shortly before its cap; the policy's if `None`, "" is none.
     pub soft_landing: Option<String>,
+    /// Whether the thinking of one request is cut short where the KV pool is too small for all and somebody would be
+    /// preempted otherwise. Answers then depend on what else runs.
+    pub squeeze_thinking: bool,
     /// Longest wait of a request before its first step; `None` is no bound.
     pub max_wait: Option<std::time::Duration>,
     /// Where the trace goes: a file for Perfetto and chrome://tracing.
@@ -179,7 +186,9 @@ impl EngineOptions {
             drafts: DraftPolicy::Auto(LengthOptions::default()),
             reasoning_policy: None,
             depth_classifier: None,
+            markers: MarkerTexts::default(),
             soft_landing: None,
+            squeeze_thinking: false,
             max_wait: None,
             trace: None,
         }

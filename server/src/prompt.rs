@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ponder_engine::checkpoint::Checkpoint;
 use ponder_engine::grammar::GrammarSource;
-use ponder_engine::reason::{MarkerTexts, Markers, Thinking};
+use ponder_engine::reason::{Markers, Thinking};
 use ponder_engine::request::SamplingParams;
 use ponder_engine::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use ponder_engine::{Error, Result};
@@ -69,7 +69,7 @@ impl Prompter {
         let generation = &checkpoint.generation;
         let template = checkpoint.chat_template()?;
         let source = template.as_ref().map(ChatTemplate::source);
-        let markers = Markers::find(&*tokenizer, source, &MarkerTexts::default())?.map(Arc::new);
+        let markers = Markers::find(&*tokenizer, source, &options.markers)?.map(Arc::new);
         let reasoner = Reasoner::load(options, &tokenizer)?;
         Ok(Self { tokenizer, template, markers, reasoner, bos: generation.bos.filter(|_| generation.add_bos) })
     }
@@ -123,14 +123,22 @@ impl Prompter {
     /// cap it.
     ///
     /// # Errors
-    /// Those of [`render`](Self::render), and an effort that contradicts the rest of the request.
+    /// Those of [`render`](Self::render), an effort that contradicts the rest of the request, and a budget where
+    /// thinking cannot be told from the rest.
     pub fn prepare(&self, prompt: &Prompt, params: &SamplingParams) -> Result<Rendered> {
+        // A limit that nobody would keep is refused.
+        let capped = params.thinking_token_budget.is_some_and(|budget| budget >= 0);
         let Prompt::Chat(messages, options) = prompt else {
-            return match params.reasoning_effort {
+            let asked = if params.reasoning_effort.is_some() { Some("reasoning_effort") } else { None };
+            return match asked.or(capped.then_some("thinking_token_budget")) {
                 None => self.render(prompt),
-                Some(_) => Err(Error::invalid("reasoning_effort", "needs a conversation, not plain text")),
+                Some(field) => Err(Error::invalid(field, "needs a conversation, not plain text")),
             };
         };
+        if capped && !self.markers.as_ref().is_some_and(|m| m.texts().close.is_some()) {
+            let why = "this model has no known markers of thinking; name them with --think-start and --think-end";
+            return Err(Error::invalid("thinking_token_budget", why));
+        }
         let decision = self.reasoner.decide(messages, params, options.enable_thinking)?;
         let (mut messages, mut options) = (Cow::Borrowed(messages), Cow::Borrowed(options));
         if let Some(hint) = decision.as_ref().and_then(|d| d.hint.as_ref()) {

@@ -57,6 +57,7 @@ fn answers(lose_after: Option<u64>) -> (Vec<(Vec<u32>, Finish)>, usize) {
         drafts: DraftPolicy::Off,
         drafter: Source::Nobody,
         max_logit_rows: SIZES.max_logit_rows,
+        squeeze_thinking: false,
         max_wait: None,
     };
     let options = SystemOptions {

@@ -73,6 +73,56 @@ impl RopeTable {
     }
 }
 
+/// A table that remembers the angles of the positions that it was asked for: sequences pass the same positions one after
+/// another, and a sine costs more than all else that the host does for a row.
+#[derive(Clone, Debug)]
+pub struct RopeRows {
+    table: RopeTable,
+    /// Of positions 0 and up, as [`RopeTable::fill`] writes them.
+    known: Vec<f32>,
+}
+
+/// Positions that are made at once.
+const ROWS_AT_ONCE: usize = 64;
+/// Floats that are kept at most: 32 MiB, 65,536 positions of heads of 128. What lies beyond is computed each time.
+const KEPT: usize = 8 << 20;
+
+impl RopeRows {
+    /// Nothing is known yet.
+    pub fn new(rope: &Rope) -> RopeRows {
+        RopeRows { table: RopeTable::new(rope), known: Vec::new() }
+    }
+
+    /// Floats per position.
+    pub fn width(&self) -> usize {
+        self.table.width()
+    }
+
+    /// As [`RopeTable::fill`], bit for bit.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn fill(&mut self, positions: &[u32], out: &mut [f32]) {
+        let width = self.width().max(1);
+        assert_eq!(out.len(), positions.len() * self.width(), "cos/sin table");
+        for (row, position) in out.chunks_exact_mut(width).zip(positions) {
+            let at = *position as usize * width;
+            if at >= KEPT {
+                self.table.fill(&[*position], row);
+                continue;
+            }
+            if at >= self.known.len() {
+                let have = self.known.len() / width;
+                let want = (*position as usize + 1).next_multiple_of(ROWS_AT_ONCE);
+                let new: Vec<u32> = (have as u32..want as u32).collect();
+                self.known.resize(want * width, 0.0);
+                self.table.fill(&new, &mut self.known[have * width..]);
+            }
+            row.copy_from_slice(&self.known[at..at + width]);
+        }
+    }
+}
+
 /// [`RopeTable::fill`] without keeping the table.
 pub fn tables(rope: &Rope, positions: &[u32], out: &mut [f32]) {
     RopeTable::new(rope).fill(positions, out);
@@ -119,6 +169,19 @@ mod tests {
     }
     fn close(a: f64, b: f64) -> bool {
         (a - b).abs() <= 1e-9 * b.abs().max(1e-9)
+    }
+
+    #[test]
+    fn remembered_rows_are_the_same_bits() {
+        let rope = rope(64, 1e6, RopeScaling::None);
+        let (mut rows, table) = (RopeRows::new(&rope), RopeTable::new(&rope));
+        for positions in [vec![3, 0, 63], vec![64], vec![5, 700, 131_071, 2], vec![200_000, 131_072, 699]] {
+            let (mut got, mut want) = (vec![0.0; positions.len() * 64], vec![0.0; positions.len() * 64]);
+            rows.fill(&positions, &mut got);
+            table.fill(&positions, &mut want);
+            assert_eq!(got, want, "{positions:?}");
+        }
+        assert!(rows.known.len() <= KEPT);
     }
 
     #[test]

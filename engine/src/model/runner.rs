@@ -6,7 +6,7 @@ use super::ModelConfig;
 use super::batch::{Batch, BatchOutput};
 use super::mover::BlockMover;
 use super::record::{Capacity, KvShape, names, record};
-use super::rope::RopeTable;
+use super::rope::RopeRows;
 use super::weights::WeightId;
 use crate::backend::{Backend, Bound, DeviceInfo};
 use crate::checkpoint::Checkpoint;
@@ -50,8 +50,8 @@ pub struct ModelRunner<B: Backend> {
     buffers: Bound<B::Buffer>,
     buckets: Vec<Bucket<B>>,
     adjust_capacity: usize,
-    rope: RopeTable,
-    rope_local: Option<RopeTable>,
+    rope: RopeRows,
+    rope_local: Option<RopeRows>,
     mover: BlockMover<B>,
     /// Time that the last step spent between launch and its end.
     pub last_device_time: Duration,
@@ -64,9 +64,9 @@ impl<B: Backend> ModelRunner<B> {
         let formats = WeightId::required(&config)
             .map(|id| Ok((id, checkpoint.tensor(id)?.format)))
             .collect::<Result<Vec<_>>>()?;
-        let rope_local = config.local.as_ref().map(|l| RopeTable::new(&l.rope));
+        let rope_local = config.local.as_ref().map(|l| RopeRows::new(&l.rope));
         let mut runner = Self {
-            rope: RopeTable::new(&config.rope),
+            rope: RopeRows::new(&config.rope),
             rope_local,
             buckets: buckets(backend.info(), &options),
             backend,
@@ -230,7 +230,7 @@ impl<B: Backend> ModelRunner<B> {
         let mut angles = vec![0f32; positions.len() * self.rope.width()];
         self.rope.fill(&positions, &mut angles);
         self.write(names::ROPE, &angles)?;
-        if let Some(local) = &self.rope_local {
+        if let Some(local) = &mut self.rope_local {
             angles.resize(positions.len() * local.width(), 0.0);
             local.fill(&positions, &mut angles);
             self.write(names::ROPE_LOCAL, &angles)?;

@@ -59,6 +59,8 @@ pub enum CloseReason {
     ToolCall,
     /// The client asked for the answer.
     Asked,
+    /// The KV pool was short, and the operator lets that cut thinking.
+    Memory,
 }
 
 /// What to do before the next token is chosen.

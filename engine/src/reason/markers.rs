@@ -114,11 +114,18 @@ impl Markers {
     /// they are. `None`: the model has neither thinking nor tool calls.
     ///
     /// # Errors
-    /// If one marker of a pair is given without the other, or a marker cannot be recognised in the model's tokens.
+    /// If one marker of a pair is given without the other or is empty, or a marker cannot be recognised in the model's tokens.
     pub fn find(vocab: &impl Vocabulary, template: Option<&str>, given: &MarkerTexts) -> Result<Option<Markers>> {
         let mut texts = given.clone();
+        let all = [&given.open, &given.close, &given.tool_open, &given.tool_close];
+        if all.into_iter().flatten().any(String::is_empty) {
+            return Err(Error::invalid("think_start", "a marker of thinking or of tool calls is an empty text"));
+        }
+        if texts.tool_close.is_some() && texts.tool_open.is_none() {
+            return Err(Error::invalid("tool_call_end", "is given without tool_call_start"));
+        }
         if texts.open.is_some() != texts.close.is_some() {
-            return Err(Error::invalid("think markers", "open and close are given together or not at all"));
+            return Err(Error::invalid("think_start", "start and end of thinking are given together or not at all"));
         }
         if texts.open.is_none()
             && let Some((open, close)) = choose(vocab, template, &THINK)?
@@ -202,7 +209,7 @@ impl Markers {
                 });
                 if !found {
                     let message = format!("{text:?} cannot be recognised in this model's tokens; choose other markers");
-                    return Err(Error::invalid("think markers", message));
+                    return Err(Error::invalid("think_start", message));
                 }
             }
         }
@@ -305,7 +312,7 @@ fn spellings(vocab: &impl Vocabulary, text: &str) -> Result<Vec<Vec<u32>>> {
         }
     }
     if forms.is_empty() {
-        return Err(Error::invalid("think markers", format!("{text:?} has no tokens in this model")));
+        return Err(Error::invalid("think_start", format!("{text:?} has no tokens in this model")));
     }
     Ok(forms)
 }
@@ -444,6 +451,10 @@ pub(crate) mod tests {
         assert_eq!(markers.close(), vocab.encode_scaffold("[/x]").unwrap());
         let half = MarkerTexts { close: None, ..given };
         assert!(Markers::find(&vocab, None, &half).unwrap_err().to_string().contains("together"));
+        let empty = MarkerTexts { open: Some("a".into()), close: Some(String::new()), ..MarkerTexts::default() };
+        assert!(Markers::find(&vocab, None, &empty).unwrap_err().to_string().contains("empty"));
+        let end = MarkerTexts { tool_close: Some("[/c]".into()), ..MarkerTexts::default() };
+        assert!(Markers::find(&vocab, None, &end).unwrap_err().to_string().starts_with("tool_call_end"));
     }
 
     #[test]

@@ -413,10 +413,10 @@ fn a_loop_is_closed_and_the_reason_told() {
 fn the_answer_can_be_asked_for() {
     let mut r = plain(Start::Thinking, None);
     say(&mut r, &[5, 5]);
-    r.ask_for_answer();
+    r.close_thinking(CloseReason::Asked);
     assert_eq!(say(&mut r, &[]), [1, 2, 3]);
     assert_eq!(r.report().closed_by, Some(CloseReason::Asked));
-    r.ask_for_answer();
+    r.close_thinking(CloseReason::Asked);
     assert!(r.steer().forced.is_empty());
 }
 

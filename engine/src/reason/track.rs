@@ -126,11 +126,16 @@ impl Reasoning {
         thinking
     }
 
-    /// The client wants the answer now: thinking is closed after the next token.
-    pub fn ask_for_answer(&mut self) {
+    /// The answer is wanted now: thinking is closed after the next token, if nothing else closes it before.
+    pub fn close_thinking(&mut self, why: CloseReason) {
         if self.phase.phase() == Phase::Thinking {
-            self.close_now.get_or_insert(CloseReason::Asked);
+            self.close_now.get_or_insert(why);
         }
+    }
+
+    /// Why the thinking was closed, or will be after the next token.
+    pub fn closing(&self) -> Option<CloseReason> {
+        self.close_now.or(self.report().closed_by)
     }
 
     fn room(&self) -> (usize, CloseReason) {

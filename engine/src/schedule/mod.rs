@@ -11,6 +11,7 @@ pub mod policy;
 pub mod route;
 mod seats;
 mod sequence;
+mod squeeze;
 mod supervision;
 mod view;
 mod warm;
@@ -26,7 +27,7 @@ pub use supervision::{Supervision, Verdict};
 pub use view::{Lane, SchedulerView, SeqView};
 
 use crate::error::{Error, Result};
-use crate::reason::{Decision, Lengths, Span, ThinkingReport};
+use crate::reason::{CloseReason, Decision, Lengths, Span, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId};
 use crate::spec::{LengthOptions, Source, SpecReport};
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
@@ -61,6 +62,8 @@ pub struct SchedulerOptions {
     pub drafter: Source,
     /// Most rows of one step whose logits are wanted: one per sequence that chooses, one per guess.
     pub max_logit_rows: usize,
+    /// Whether thinking is cut short where somebody would be preempted otherwise.
+    pub squeeze_thinking: bool,
     /// Longest wait before the first step; `None` is no bound. Then a request fails with [`QUEUE_TIMEOUT`].
     pub max_wait: Option<Duration>,
 }
@@ -237,7 +240,7 @@ impl Scheduler {
 
     /// The client wants the answers of a request now: their thinking is closed after the next token.
     pub fn end_thinking(&mut self, request: RequestId) {
-        self.seqs.values_mut().filter(|s| s.id.request == request).for_each(Sequence::ask_for_answer);
+        self.seqs.values_mut().filter(|s| s.id.request == request).for_each(|s| s.close_thinking(CloseReason::Asked));
     }
 
     /// Fails one answer from outside (its step broke the device).
@@ -359,6 +362,7 @@ impl Scheduler {
                 events.extend(self.apply_one(result));
             }
         }
+        self.squeeze();
         events
     }
 

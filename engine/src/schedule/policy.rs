@@ -45,7 +45,7 @@ pub struct ReasoningOptions {
 
 impl Default for ReasoningOptions {
     fn default() -> Self {
-        Self { stretch: 1.0, longest_patience: Duration::from_secs(600) }
+        Self { stretch: 2.0, longest_patience: Duration::from_secs(1200) }
     }
 }
 
@@ -183,7 +183,7 @@ mod tests {
         assert!(priority(2, 5, -1) < priority(1, 1, 0) && priority(1, 1, 0) < priority(3, 2, 0));
         let reasoning = |id, arrived, left| rank(SchedulingPolicy::default(), id, arrived, 0, left);
         assert!(reasoning(2, 50, 5) < reasoning(1, 1, 600), "short work overtakes");
-        assert!(reasoning(1, 1, 100_000) < reasoning(2, 602, 0), "but nobody who comes later than the bound");
+        assert!(reasoning(1, 1, 100_000) < reasoning(2, 1202, 0), "but nobody who comes later than the bound");
     }
 
     #[test]

@@ -13,7 +13,8 @@ use super::policy::Rank;
 use crate::grammar::{GrammarSource, Guide};
 use crate::kv::Parts;
 use crate::op::{Adjust, SEEN};
-use crate::reason::{Decision, Label, Part, Phase, Progress, Reasoning, Span, Thinking, ThinkingReport};
+use crate::reason::budget::DEFAULT_RESERVE;
+use crate::reason::{CloseReason, Decision, Label, Part, Phase, Progress, Reasoning, Span, Thinking, ThinkingReport};
 use crate::request::{Finish, Request, SamplingParams, SeqId};
 use crate::step::{Opening, SamplePlan, SeqPlan};
 
@@ -170,6 +171,10 @@ impl Sequence {
         let decision = self.thinking.as_ref().and_then(|t| t.decision.as_ref());
         decision.map_or_else(|| self.params.thinking_cap().unwrap_or(Some(0)), |d| d.budget)
     }
+    /// Tokens that its thinking leaves to the answer.
+    pub fn answer_reserve(&self) -> usize {
+        self.params.answer_reserve.unwrap_or(DEFAULT_RESERVE).min(self.max_tokens.div_ceil(2))
+    }
     /// Most tokens that this answer may still need in the cache.
     pub fn longest(&self) -> usize {
         self.prompt_len + self.max_tokens
@@ -219,9 +224,13 @@ impl Sequence {
         let free = self.reasoning.as_ref().map_or(usize::MAX, Reasoning::free_tokens);
         free.min(self.max_tokens - self.output_len())
     }
-    /// The client wants the answer now.
-    pub fn ask_for_answer(&mut self) {
-        self.reasoning.iter_mut().for_each(Reasoning::ask_for_answer);
+    /// The answer is wanted now.
+    pub fn close_thinking(&mut self, why: CloseReason) {
+        self.reasoning.iter_mut().for_each(|r| r.close_thinking(why));
+    }
+    /// Why its thinking was closed, or will be after the next token.
+    pub fn closing(&self) -> Option<CloseReason> {
+        self.reasoning.as_ref().and_then(Reasoning::closing)
     }
 
     /// Its share of a step, at most `budget` tokens.

@@ -30,6 +30,7 @@ fn options(blocks: usize) -> SchedulerOptions {
         drafts: DraftPolicy::Off,
         drafter: Source::Nobody,
         max_logit_rows: 64,
+        squeeze_thinking: false,
         max_wait: None,
     }
 }

@@ -142,6 +142,7 @@ impl Load {
             drafter: Source::Nobody,
             drafts: DraftPolicy::Off,
             max_logit_rows: self.seats,
+            squeeze_thinking: false,
             max_wait: None,
         }
     }

@@ -163,6 +163,7 @@ fn options(dice: &mut Dice) -> SchedulerOptions {
             _ => DraftPolicy::Auto(LengthOptions::default()),
         },
         max_logit_rows: dice.between(max_seqs, max_step_tokens),
+        squeeze_thinking: false,
         max_wait: dice.chance(1, 4).then(|| Duration::from_millis(dice.between(5, 100) as u64)),
     }
 }

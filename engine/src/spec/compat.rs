@@ -26,3 +26,43 @@ pub fn same_tokens(target: &Tokenizer, draft: &Tokenizer) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One token a word, with these ids.
+    fn tokenizer(words: &[(&str, u32)]) -> Tokenizer {
+        let vocab: serde_json::Map<String, serde_json::Value> =
+            words.iter().map(|(word, id)| ((*word).to_string(), (*id).into())).collect();
+        let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true });
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+            "pre_tokenizer": byte_level, "decoder": byte_level,
+            "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+        });
+        Tokenizer::from_json(&json.to_string()).unwrap()
+    }
+
+    #[test]
+    fn padding_and_gaps_are_no_difference_and_one_swapped_token_is() {
+        let letters: Vec<String> = ('a'..='z').map(String::from).collect();
+        let with = |more: &[(&'static str, u32)]| {
+            let mut words: Vec<(&str, u32)> = letters.iter().map(String::as_str).zip(0..).collect();
+            words.extend(more);
+            tokenizer(&words)
+        };
+        let target = with(&[]);
+        // Qwen2.5's models of different sizes have 151,936 and 152,064 rows, and the same tokens.
+        let padded = with(&[("[PAD26]", 26), ("[PAD40]", 40)]);
+        same_tokens(&target, &padded).unwrap();
+        same_tokens(&padded, &target).unwrap();
+        let mut swapped: Vec<(&str, u32)> = letters.iter().map(String::as_str).zip(0..).collect();
+        (swapped[3].1, swapped[4].1) = (4, 3);
+        let said = same_tokens(&target, &tokenizer(&swapped)).unwrap_err().to_string();
+        assert_eq!(said, "draft_model: another tokenizer: token 3 is \"e\" there and \"d\" in the model");
+        let few: Vec<(&str, u32)> = letters.iter().take(9).map(String::as_str).zip(0..).collect();
+        let said = same_tokens(&target, &tokenizer(&few)).unwrap_err().to_string();
+        assert!(said.contains("of the model's 26 tokens it has 9"), "{said}");
+    }
+}

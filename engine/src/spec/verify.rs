@@ -1,5 +1,6 @@
 //! From guesses to one ragged batch, and from the target's choices to what is kept.
 
+use crate::grammar::{GRAMMAR_ERROR, Guide};
 use crate::model::batch::{Batch, BatchOutput, LogitRow, Row};
 use crate::op::{Adjust, ERROR_TOKEN, SEEN, SampleRow};
 use crate::step::Drafted;
@@ -44,19 +45,22 @@ pub(super) fn count(adjust: &mut Vec<Adjust>, params: &SampleRow, token: u32) {
 }
 
 /// For each sequence the accepted guesses and the target's own token after them; nothing inside a
-/// prompt; an error for a sequence whose numbers are broken.
+/// prompt; an error for a sequence whose numbers, or whose grammar, are broken.
 pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>, String>> {
     let mut rows = output.tokens.iter();
     let mut chosen = Vec::new();
     for (seq, drafts) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts) {
-        if seq.sample.is_none() {
+        let Some(sample) = &seq.sample else {
             chosen.push(Ok(Vec::new()));
             continue;
-        }
+        };
         let own: Vec<u32> = rows.by_ref().take(drafts.len() + 1).copied().collect();
         let accepted = own.iter().zip(drafts).take_while(|(own, draft)| own == draft).count();
         chosen.push(if own[..=accepted].contains(&ERROR_TOKEN) {
-            Err("numerical error: the logits hold a NaN or have no finite maximum".into())
+            Err(match sample.guide.as_ref().and_then(Guide::fault) {
+                Some(why) => format!("{GRAMMAR_ERROR}: {why}"),
+                None => "numerical error: the logits hold a NaN or have no finite maximum".into(),
+            })
         } else {
             Ok(own[..=accepted].to_vec())
         });

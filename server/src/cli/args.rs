@@ -10,7 +10,7 @@ use ponder::{BackendChoice, DEFAULT_GROWTH_QUANTILE, EngineOptions};
 use ponder_engine::checkpoint::GenerationDefaults;
 use ponder_engine::format::KvFormat;
 use ponder_engine::kv::Preemption;
-use ponder_engine::reason::Effort;
+use ponder_engine::reason::{Effort, MarkerTexts};
 use ponder_engine::request::SamplingParams;
 use ponder_engine::schedule::SchedulingPolicy;
 
@@ -56,6 +56,10 @@ pub struct ModelArgs {
     /// to cost less
     #[arg(long, env = "PONDER_PREEMPTION_MODE", default_value = "auto", value_name = "MODE", hide_short_help = true)]
     pub preemption_mode: Preemption,
+    /// Where the KV pool is too small for all, end the thinking of whoever would be preempted next; answers then depend
+    /// on what else runs
+    #[arg(long, env = "PONDER_SQUEEZE_THINKING", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue, hide_short_help = true)]
+    pub squeeze_thinking: bool,
     /// Tokens per KV block
     #[arg(
         long,
@@ -107,6 +111,18 @@ pub struct ModelArgs {
     /// model's folder, else built-in ones]
     #[arg(long, env = "PONDER_DEPTH_CLASSIFIER", value_name = "FILE", hide_short_help = true)]
     pub depth_classifier: Option<PathBuf>,
+    /// What begins thinking, where neither the model's tokens nor its chat template show it; with --think-end
+    #[arg(long, env = "PONDER_THINK_START", value_name = "TEXT", hide_short_help = true)]
+    pub think_start: Option<String>,
+    /// What ends thinking
+    #[arg(long, env = "PONDER_THINK_END", value_name = "TEXT", hide_short_help = true)]
+    pub think_end: Option<String>,
+    /// What begins a tool call, where it is none of the usual markers
+    #[arg(long, env = "PONDER_TOOL_CALL_START", value_name = "TEXT", hide_short_help = true)]
+    pub tool_call_start: Option<String>,
+    /// What ends a tool call; the end of the turn if not given
+    #[arg(long, env = "PONDER_TOOL_CALL_END", value_name = "TEXT", hide_short_help = true)]
+    pub tool_call_end: Option<String>,
     /// A sentence to write into the thinking shortly before its cap
     #[arg(long, env = "PONDER_SOFT_LANDING", value_name = "TEXT", hide_short_help = true)]
     pub soft_landing: Option<String>,
@@ -127,6 +143,7 @@ impl ModelArgs {
             prefix_caching: !self.no_enable_prefix_caching,
             swap_space: self.swap_space,
             preemption: self.preemption_mode,
+            squeeze_thinking: self.squeeze_thinking,
             block_size: self.block_size,
             prefill_chunk: self.prefill_chunk,
             max_step_tokens: self.max_step_tokens.max(seqs),
@@ -135,6 +152,13 @@ impl ModelArgs {
             length_stats: self.length_stats.clone(),
             reasoning_policy: self.reasoning_policy.clone(),
             depth_classifier: self.depth_classifier.clone(),
+            markers: MarkerTexts {
+                open: self.think_start.clone(),
+                close: self.think_end.clone(),
+                tool_open: self.tool_call_start.clone(),
+                tool_close: self.tool_call_end.clone(),
+                after_close: None,
+            },
             soft_landing: self.soft_landing.clone(),
             ..EngineOptions::new(models::resolve(&self.model)?)
         };

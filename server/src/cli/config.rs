@@ -1,4 +1,4 @@
-//! `ponder serve --config FILE`: several models, and several instances of one.
+//! `--config FILE` of `ponder serve` and `ponder run`: several models, and several instances of one.
 //!
 //! ```toml
 //! [[models]]
@@ -113,22 +113,31 @@ pub fn read(path: &Path, given: &[OsString]) -> Result<Vec<ModelPlan>> {
     file.models.into_iter().enumerate().map(plan).collect()
 }
 
-/// The flags of an instance that stand on this program's own command line.
-pub fn given() -> Vec<OsString> {
+/// Whether a flag of `command` was set, on its command line or in the environment.
+pub fn is_set(command: &str, id: &str) -> bool {
     let matches = super::Cli::command().get_matches();
-    let Some(serve) = matches.subcommand_matches("serve") else { return Vec::new() };
+    let source = matches.subcommand_matches(command).and_then(|flags| flags.value_source(id));
+    matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+}
+
+/// The flags of an instance that stand on this program's own command line, after `command` and but for `without`.
+pub fn given(command: &str, without: &[&str]) -> Vec<OsString> {
+    let matches = super::Cli::command().get_matches();
+    let Some(flags) = matches.subcommand_matches(command) else { return Vec::new() };
     let line = Line::command();
     let mut words = Vec::new();
     for arg in line.get_arguments().filter(|a| a.get_long().is_some_and(|long| long != "help")) {
         let (id, long) = (arg.get_id().as_str(), arg.get_long().unwrap_or_default());
-        if serve.value_source(id) != Some(ValueSource::CommandLine) {
+        // A command need not have all flags of an instance.
+        let has = flags.try_contains_id(id).is_ok() && !without.contains(&long);
+        if !has || flags.value_source(id) != Some(ValueSource::CommandLine) {
             continue;
         }
         if !arg.get_action().takes_values() {
             words.push(format!("--{long}").into());
             continue;
         }
-        for value in serve.get_raw(id).into_iter().flatten() {
+        for value in flags.get_raw(id).into_iter().flatten() {
             let mut word = OsString::from(format!("--{long}="));
             word.push(value);
             words.push(word);

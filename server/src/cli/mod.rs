@@ -12,6 +12,7 @@ pub mod eval;
 pub mod fit;
 pub mod inspect;
 pub mod perplexity;
+pub mod pick;
 pub mod progress;
 pub mod run;
 pub mod serve;

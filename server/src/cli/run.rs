@@ -1,12 +1,13 @@
 //! `ponder run`: one prompt, one answer.
 
 use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use ponder::score::{likeliest, log_probability, score};
-use ponder::{Completion, Engine, Opened, Prompt, Update, WithBackend, backends};
+use ponder::{Completion, Engine, EngineOptions, Opened, Prompt, Update, WithBackend, backends};
 use ponder_engine::Error;
 use ponder_engine::backend::{Backend, DeviceInfo};
 use ponder_engine::request::{Finish, SamplingParams};
@@ -14,6 +15,8 @@ use ponder_engine::text::Message;
 use serde_json::{Value, json};
 
 use super::args::{ModelArgs, OutputArgs, SamplingArgs};
+use super::config;
+use super::pick::pick;
 use super::progress::Loading;
 use super::speculation::speculation_json;
 
@@ -27,6 +30,7 @@ Examples:
   ponder run --model qwen3.gguf --temperature 0.6 --top-p 0.95 \"Prove that 2 is irrational.\"
   git diff | ponder run --system \"Review this patch.\" -
   ponder run --raw --max-tokens 32 \"Once upon a time\"        continue a text, no chat template
+  ponder run --config models.toml --model gpt-4o \"Hello\"
   ponder run --json \"Hello\" | jq .timings")]
 pub struct RunArgs {
     /// What to ask; - reads it from stdin
@@ -40,6 +44,10 @@ pub struct RunArgs {
     /// With --json: the N likeliest tokens of every step and the logarithms of their probabilities
     #[arg(long, env = "PONDER_TOP_LOGPROBS", allow_negative_numbers = true, value_name = "N", requires = "json")]
     pub top_logprobs: Option<usize>,
+    /// Models and instances from this file, as for `ponder serve`: the one that suits the prompt's length answers;
+    /// --model is then a name in it
+    #[arg(long, env = "PONDER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -50,11 +58,19 @@ pub struct RunArgs {
 
 /// Answers.
 pub fn run(args: RunArgs) -> Result<()> {
-    let mut options = args.model.options(1)?;
-    options.trace.clone_from(&args.output.trace);
     let text = prompt_text(&args.prompt)?;
     let prompt = if args.raw { Prompt::Raw(text) } else { chat_prompt(args.system.as_deref(), text) };
-    let opened = Opened::open(options)?;
+    let (name, mut opened) = match &args.config {
+        None => (args.model.model.clone(), Opened::open(args.model.options(1)?)?),
+        Some(file) => {
+            let named = config::is_set("run", "model").then_some(args.model.model.as_str());
+            let params = |opened: &Opened| args.sampling.params(&opened.checkpoint.generation);
+            let picked = pick(file, named, &prompt, params)?;
+            (picked.name, picked.opened)
+        }
+    };
+    opened.options.trace.clone_from(&args.output.trace);
+    let options = EngineOptions { trace: None, ..opened.options.clone() };
     let params = args.sampling.params(&opened.checkpoint.generation);
     params.validate(opened.checkpoint.config.vocab)?;
     // A prompt that can never run is refused before anything is loaded.
@@ -66,10 +82,10 @@ pub fn run(args: RunArgs) -> Result<()> {
     let completion = answer(&engine, prompt, params, !args.output.json)?;
     engine.write_trace()?;
     if args.output.json {
-        let mut json = as_json(&engine, &prompt_ids, &completion, &args.model.model);
+        let mut json = as_json(&engine, &prompt_ids, &completion, &name);
         drop(engine);
         if let Some(n) = args.top_logprobs {
-            json["logprobs"] = logprobs(&args.model, &prompt_ids, &completion.token_ids, n)?;
+            json["logprobs"] = logprobs(options, &prompt_ids, &completion.token_ids, n)?;
         }
         super::print_json(&json);
     } else if completion.finish == Finish::Length && !args.output.quiet {
@@ -81,8 +97,8 @@ pub fn run(args: RunArgs) -> Result<()> {
 
 /// What the model thought of every token that it chose: the finished text is scored once more. The logits are
 /// the very ones that sampling saw, because they do not depend on how a text is cut into steps.
-fn logprobs(model: &ModelArgs, prompt: &[u32], answer: &[u32], n: usize) -> Result<Value> {
-    let opened = Opened::open(model.options(1)?)?;
+fn logprobs(options: EngineOptions, prompt: &[u32], answer: &[u32], n: usize) -> Result<Value> {
+    let opened = Opened::open(options)?;
     let tokens = [prompt, answer].concat();
     let steps = backends::open(&opened.options.clone(), Logprobs { opened, tokens, from: prompt.len() - 1, n })?;
     Ok(Value::Array(steps))

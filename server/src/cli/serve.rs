@@ -159,7 +159,7 @@ impl ServeArgs {
     /// What to load: the file's models, or the one of the command line.
     fn plans(&self) -> Result<Vec<ModelPlan>> {
         if let Some(path) = &self.config {
-            return config::read(path, &config::given());
+            return config::read(path, &config::given("serve", &[]));
         }
         let names = match &self.served_model_name[..] {
             [] => vec![default_name(&self.instance.model.model)],

@@ -119,6 +119,9 @@ impl ApiError {
         if reason.starts_with("numerical error") {
             return Self { code: Some("numerical_error"), ..Self::internal(reason) };
         }
+        if reason.starts_with(ponder_engine::grammar::GRAMMAR_ERROR) {
+            return Self { code: Some("grammar_error"), ..Self::internal(reason) };
+        }
         if reason.starts_with(ponder_engine::schedule::QUEUE_TIMEOUT) {
             return Self::unavailable("queue_timeout", "the request waited longer than it may", 10);
         }

@@ -281,6 +281,7 @@ fn close_name(by: CloseReason) -> &'static str {
         CloseReason::EndToken => "end_token",
         CloseReason::ToolCall => "tool_call",
         CloseReason::Asked => "asked",
+        CloseReason::Memory => "memory",
     }
 }
 /// The metrics of several models as one exposition: each family once, with the samples of all.

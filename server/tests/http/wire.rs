@@ -1,5 +1,6 @@
 //! What good requests get: shapes, streams, reasoning apart, counts that add up.
 
+use ponder_tests::tiny_model;
 use serde_json::{Value, json};
 
 use crate::client::{Server, chat};
@@ -121,6 +122,51 @@ fn thinking_is_apart_and_counted() {
     assert!(tokens("thinking_token_budget", -1) > 9);
     assert!(server.metric("ponder:reasoning_tokens_total") > 30.0);
     assert!(server.metric("ponder:thinking_closed_total{model_name=\"tiny\",kind=\"budget\"}") >= 5.0);
+}
+
+#[test]
+fn no_answer_ends_inside_its_thinking() {
+    let server = Server::start(&[]);
+    let mut thought = 0;
+    for most in 1..=12 {
+        let whole = server.chat(json!({ "logit_bias": { THINK: 100 }, "max_tokens": most, "temperature": 0 })).good();
+        let (choice, usage) = (&whole["choices"][0], &whole["usage"]);
+        let content = choice["message"]["content"].as_str().unwrap();
+        assert!(!content.is_empty() && !content.contains("think>"), "{most}: {choice}");
+        assert_eq!((&choice["finish_reason"], &choice["stop_reason"]), (&json!("length"), &Value::Null));
+        let tokens = usage["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap();
+        assert!(tokens <= most / 2, "{most}: {usage}");
+        let by = &whole["timings"]["thinking"]["closed_by"];
+        assert!(tokens == 0 || *by == "reserve" || *by == "end_token", "{most}: {}", whole["timings"]);
+        thought += tokens;
+    }
+    assert!(thought > 10, "it does think where there is room: {thought}");
+}
+
+#[test]
+fn markers_that_nobody_knows_are_named_or_budgets_are_refused() {
+    let model = || {
+        let model = tiny_model::hugging_face("llama", safetensors::Dtype::F32);
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            let file = model.path().join(file);
+            let text = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(&file, text.replace("think>", "muse>")).unwrap();
+        }
+        model
+    };
+    let budget =
+        |tokens: i64| json!({ "logit_bias": { THINK: 100 }, "max_tokens": 60, "thinking_token_budget": tokens });
+    let silent = Server::over(model(), &[]);
+    silent.chat(budget(9)).refused(400, "thinking_token_budget");
+    silent.chat(budget(0)).refused(400, "thinking_token_budget");
+    silent.chat(budget(-1)).good();
+    let told = Server::over(model(), &["--think-start", "<muse>", "--think-end", "</muse>"]);
+    let whole = told.chat(budget(9)).good();
+    assert_eq!(whole["usage"]["completion_tokens_details"]["reasoning_tokens"], 9);
+    assert!(!whole["choices"][0]["message"]["content"].as_str().unwrap().contains("muse>"), "{whole}");
+    // Plain text is not parted into thinking and answer, so nobody would keep the budget.
+    let plain = json!({ "model": "tiny", "prompt": "Once", "max_tokens": 9, "thinking_token_budget": 3 });
+    told.post("/v1/completions", &plain).refused(400, "thinking_token_budget");
 }
 
 #[test]

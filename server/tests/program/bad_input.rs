@@ -205,6 +205,9 @@ fn prompts_and_flags_out_of_range() {
         ("--no-such-flag", "1", "no-such-flag"),
         ("--thinking-token-budget", "-2", "thinking_token_budget"),
         ("--reasoning-effort", "extreme", "reasoning-effort"),
+        ("--think-start", "<a>", "think_start"),
+        ("--think-end", "", "think_start"),
+        ("--tool-call-end", "<a>", "tool_call_end"),
         ("--reasoning-policy", "/no/such/policy", "/no/such/policy"),
         ("--depth-classifier", "/no/such/weights", "/no/such/weights"),
     ] {

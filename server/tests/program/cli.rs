@@ -45,6 +45,35 @@ fn a_prompt_comes_from_stdin_and_flags_from_the_environment() {
 }
 
 #[test]
+fn a_configuration_file_says_who_answers() {
+    let model = hugging_face("llama", Dtype::F32);
+    let file = model.path().join("models.toml");
+    let path = model.arg();
+    let text = format!(
+        "[[models]]\nnames = [\"tiny\", \"alias\"]\nmodel = {path:?}\n\
+         [[models.instances]]\nname = \"short\"\nup-to = 80\nmax-model-len = 128\n\
+         [[models.instances]]\nname = \"long\"\nkv-cache-dtype = \"f32\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let file = file.display().to_string();
+    let flags =
+        ["run", "--config", &file, "--max-tokens", "6", "--ignore-eos", "--json", "--thinking-token-budget", "0"];
+    let said = |more: &[&str]| ponder(&[&flags[..], more].concat()).json();
+    let short = said(&["Hello"]);
+    assert_eq!(short["model"], "tiny/short");
+    let plain =
+        ["run", "--model", &path, "--max-tokens", "6", "--ignore-eos", "--json", "--thinking-token-budget", "0"];
+    assert_eq!(short["token_ids"], ponder(&[&plain[..], &["Hello"]].concat()).json()["token_ids"]);
+    assert_eq!(said(&[&"word ".repeat(40)])["model"], "tiny/long", "too long for the other");
+    assert_eq!(said(&["--model", "alias/long", "Hello"])["model"], "tiny/long");
+    assert_eq!(said(&["--model", "alias", "--top-logprobs", "1", "Hello"])["logprobs"].as_array().unwrap().len(), 6);
+    let refused = |more: &[&str], parts: &[&str]| ponder(&[&flags[..], more].concat()).refused("a name", parts);
+    refused(&["--model", "bundled", "Hello"], &["models.toml", "\"bundled\" is none of tiny, alias"]);
+    refused(&["--model", "tiny/middle", "Hello"], &["\"middle\" is none of short, long"]);
+    refused(&[&"word ".repeat(300)], &["prompt", "the longest instance takes 512"]);
+}
+
+#[test]
 fn lengths_are_remembered_in_a_file_and_change_no_token() {
     let model = hugging_face("llama", Dtype::F32);
     let path = model.arg();

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::reason::{
-    CloseReason, Decision, Effort, Landing, LoopOptions, Markers, Phase, Policy, Role, Start, Survival, Thinking,
-    decide,
+    CloseReason, Decision, Effort, Landing, Lengths, LoopOptions, Markers, Part, Phase, Policy, Role, Start, Survival,
+    Thinking, decide,
 };
 
 /// Says 0 to 9: 0 ends, 2 opens, 3 4 closes, 9 is a newline.
@@ -200,4 +200,51 @@ fn the_answer_on_demand_and_the_decision() {
     assert_eq!(finished.thinking.unwrap().closed_by, Some(CloseReason::Asked));
     assert!(finished.reasoning_tokens < 10);
     assert_eq!(finished.decision.as_ref(), Some(&decision));
+}
+
+/// Ends an answer at its second token.
+struct Second(usize);
+
+impl StopText for Second {
+    fn push(&mut self, _: u32) -> Option<String> {
+        self.0 += 1;
+        (self.0 == 2).then(String::new)
+    }
+}
+
+#[test]
+fn where_it_may_be_cut_thinking_is_closed_before_anybody_is_preempted() {
+    // Both think for 40 tokens and more; the pool holds little more than one of them.
+    let requests = [1, 2].map(|i| {
+        let request = thinker(i, Start::Thinking, None, 60);
+        Request {
+            thinking: Some(Arc::new(Thinking { loops: None, ..Thinking::new(markers(), Start::Thinking) })),
+            ..request
+        }
+    });
+    let run = |squeeze_thinking: bool| {
+        let options = SchedulerOptions { squeeze_thinking, growth_quantile: 0.0, ..options(20) };
+        let mut world = World::with(options, CacheOptions::default(), 5..7);
+        // What was seen before was short: both are let in.
+        let mut lengths = Lengths::default();
+        for _ in 0..200 {
+            lengths.end(None, Part::Thinking, 3, true, 0);
+            lengths.end(None, Part::Answer, 2, true, 0);
+        }
+        world.scheduler = Scheduler::new(options).with_lengths(lengths);
+        for request in &requests {
+            world.scheduler.submit(Duration::ZERO, request, || Some(Box::new(Second(0)))).unwrap();
+        }
+        world.run();
+        assert_eq!(world.pool.free_blocks(), 20);
+        world
+    };
+    let (whole, squeezed) = (run(false), run(true));
+    assert!(whole.preemptions > 0);
+    assert_eq!(squeezed.preemptions, 0);
+    let by = |world: &World, request: &Request| world.ended[&id(request)].thinking.unwrap().closed_by;
+    assert_ne!(by(&whole, &requests[1]), Some(CloseReason::Memory), "it is off by itself");
+    assert_eq!(by(&squeezed, &requests[1]), Some(CloseReason::Memory));
+    assert_eq!(squeezed.outputs[&id(&requests[0])], whole.outputs[&id(&requests[0])], "the first goes on");
+    requests.iter().for_each(|request| check(request, &squeezed));
 }
