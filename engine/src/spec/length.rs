@@ -3,9 +3,11 @@
 //! A sequence whose guesses survive with chances `s[i]` gets `1 + s[0] + … + s[k-1]` tokens out of a step
 //! with k guesses. What a step costs is learnt online: the time of its rows, and the time of the draft's
 //! passes. The lengths of a whole batch are chosen together: guesses are taken in order of survival, and the
-//! prefix with the most expected tokens per expected time is kept (the idea of DSpark's admission).
+//! prefix with the most expected tokens per expected time is kept (the idea of DSpark's admission). [`super::outcome`]
+//! judges afterwards whether it paid.
 
 use super::cost::CostTables;
+use super::outcome::Outcomes;
 use super::{Rates, Source};
 
 /// Limits of the controller.
@@ -39,7 +41,7 @@ pub struct Candidate<'a> {
 /// Steps of a size that are run without guesses before the first with some: what guesses cost is a difference.
 const PLAIN_FIRST: usize = 2;
 /// Every so many steps with guesses, one without.
-const PLAIN_EVERY: u64 = 128;
+const PLAIN_EVERY: u64 = 64;
 /// Where guesses do not pay, they are tried again after so many steps, then after twice as many, ...
 const PROBE_FIRST: u64 = 32;
 /// ... up to so many.
@@ -53,6 +55,7 @@ pub struct DraftLength {
     step: CostTables,
     /// Guessing, by passes; tables by sequences.
     draft: CostTables,
+    outcomes: Outcomes,
     rates: Rates,
     plain_left: usize,
     since_plain: u64,
@@ -67,6 +70,7 @@ impl DraftLength {
             options,
             step: CostTables::default(),
             draft: CostTables::default(),
+            outcomes: Outcomes::default(),
             rates: Rates::default(),
             plain_left: PLAIN_FIRST,
             since_plain: 0,
@@ -85,6 +89,11 @@ impl DraftLength {
         let table = self.draft.table(seqs);
         table.observe(0, 0.0, 1.0);
         table.observe(passes, us, self.options.decay);
+    }
+
+    /// A step in which `seqs` sequences chose `tokens` tokens, with or without guesses, took `us` microseconds in all.
+    pub fn observe_outcome(&mut self, seqs: usize, guessed: bool, tokens: usize, us: f64) {
+        self.outcomes.observe(seqs, guessed, tokens, us);
     }
 
     /// Of `drafted` guesses `accepted` were right; `own` are the rates of their sequence.
@@ -118,6 +127,10 @@ impl DraftLength {
         let best = self.best(candidates, rows, context);
         if best.iter().all(|k| *k == 0) {
             return self.probe(candidates);
+        }
+        // It should pay: whether it does is seen from what came of it.
+        if self.outcomes.rests(candidates.len()) {
+            return none;
         }
         (self.probe_gap, self.probe_in) = (PROBE_FIRST, PROBE_FIRST);
         self.since_plain += 1;
@@ -153,7 +166,9 @@ impl DraftLength {
         let (mut guessing, mut passes) = (0, 0);
         let mut taken = vec![0; candidates.len()];
         let mut kept = taken.clone();
-        let mut best = tokens / self.step.table(context).at(rows).max(1e-9);
+        // A larger step is never taken for a shorter one: of many noisy times the luckiest would be chosen.
+        let mut step = self.step.table(context).at(rows).max(1e-9);
+        let mut best = tokens / step;
         for (survival, seq) in pairs {
             taken[seq] += 1;
             rows += 1;
@@ -163,7 +178,8 @@ impl DraftLength {
                 passes = passes.max(taken[seq]);
             }
             let drafting = if passes == 0 { 0.0 } else { self.draft.table(guessing).at(passes) };
-            let rate = tokens / (self.step.table(context).at(rows) + drafting).max(1e-9);
+            step = step.max(self.step.table(context).at(rows));
+            let rate = tokens / (step + drafting);
             if rate > best {
                 best = rate;
                 kept.clone_from(&taken);

@@ -14,6 +14,7 @@ mod length;
 mod marks;
 mod model;
 mod ngram;
+mod outcome;
 mod recent;
 mod rollout;
 pub mod simulate;
