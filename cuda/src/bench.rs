@@ -195,7 +195,16 @@ impl<D: Device> Bench<'_, D> {
 
     /// Products and gated MLPs of 8B and 70B shapes, enough copies of the weight to leave no cache warm.
     fn products(&mut self) -> Result<()> {
-        let formats = [Format::BF16, Format::F16, Format::F8, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q6K];
+        let formats = [
+            Format::BF16,
+            Format::F16,
+            Format::F8,
+            Format::I4G128,
+            Format::Q8_0,
+            Format::Q4_0,
+            Format::Q4K,
+            Format::Q6K,
+        ];
         let shapes = self
             .pick(vec![(4096, 4096), (6144, 4096), (128_256, 4096), (10_240, 8192), (8192, 28_672)], vec![(48, 256)]);
         for format in formats {
@@ -314,7 +323,7 @@ impl<D: Device> Bench<'_, D> {
     /// Whole decode steps of an 8B model, sampling included.
     fn decode(&mut self) -> Result<()> {
         let config = decode_config(self.scale);
-        for format in self.pick(vec![Format::BF16, Format::F8, Format::Q4K], vec![Format::Q4K]) {
+        for format in self.pick(vec![Format::BF16, Format::F8, Format::I4G128, Format::Q4K], vec![Format::Q4K]) {
             self.weights.clear();
             for context in self.pick(vec![1024, 16_384, 65_536], vec![48]) {
                 for rows in self.pick(vec![1, 4, 16, 64], vec![2]) {
