@@ -172,6 +172,33 @@ struct WeightF8_E4M3 {
     DEVICE float minimum(u32, u32) const { return 0.0f; }
 };
 
+/// INT4 with a word of scale and zero (the engine's format/int4.rs) for each of WORDS parts of a tile's columns:
+/// per 16 rows and CHUNKS tiles, [row][WORDS]. The zero joins the 128 of the level, so no minimum is summed.
+template <u32 WORDS, u32 CHUNKS>
+struct Int4 {
+    static const u32 TERMS = 1, GROUP = STEPS / WORDS, MINIMA = 0, TILE_BYTES = 512, SCALE_BYTES = 64 * WORDS, SCALE_CHUNKS = CHUNKS;
+    U32x4 low;
+    u32 words[2][WORDS];
+    DEVICE void load(const u8* tile, u32 lane) { low = load_stream_x4(tile + lane * 16); }
+    DEVICE void load_scales(const u8* scales, u32, u32 g) {
+        for (u32 h = 0; h < 2; h++)
+            for (u32 w = 0; w < WORDS; w++) words[h][w] = load_stream(scales + ((g + 8 * h) * WORDS + w) * 4);
+    }
+    DEVICE u32 word(u32 group, u32 h) const { return group == 0 ? words[h][0] : words[h][WORDS - 1]; }
+    DEVICE void fragment(u32 s, u32, u32 (&a)[4]) const {
+        u32 nibbles = s == 0 ? low.x : s == 1 ? low.y : s == 2 ? low.z : low.w;
+        for (u32 i = 0; i < 4; i++) {
+            // -(128 + zero) twice in bf16, exactly.
+            u32 zero = MINUS_128 | (word(s / GROUP, i % 2) & 15) * 0x00010001u;
+            a[i] = levels_bf16(nibbles >> (4 * i) & 0x000F000Fu, zero);
+        }
+    }
+    DEVICE float scale(u32 group, u32 h) const { return float_of(word(group, h) & ~15u); }
+    DEVICE float minimum(u32, u32) const { return 0.0f; }
+};
+typedef Int4<2, 1> WeightI4_G32;
+typedef Int4<1, 2> WeightI4_G128;
+
 /// Where the tiles and scales of a matrix begin.
 template <class F>
 struct Matrix {
@@ -206,7 +233,7 @@ struct Scales<F, 0> {
 // A module holds the kernels of one format, named by VARIANT (F32: those that know no tiles), so that a
 // model compiles only what it uses. Without VARIANT all are there.
 #if !defined(VARIANT)
-#define EACH_FORMAT(M) M(F16) M(BF16) M(Q8_0) M(Q4_0) M(Q4_1) M(Q5_0) M(Q5_1) M(Q4_K) M(Q5_K) M(Q6_K) M(F8_E4M3)
+#define EACH_FORMAT(M) M(F16) M(BF16) M(Q8_0) M(Q4_0) M(Q4_1) M(Q5_0) M(Q5_1) M(Q4_K) M(Q5_K) M(Q6_K) M(F8_E4M3) M(I4_G32) M(I4_G128)
 #define HAS_F32 1
 #elif VARIANT_F32
 #define EACH_FORMAT(M)

@@ -13,7 +13,7 @@ use ponder_engine::model::family::Family;
 use ponder_engine::model::record::{Capacity, KvShape, names, record};
 use ponder_engine::model::{ModelConfig, Pairing, Rope, RopeScaling};
 use ponder_engine::op::problem::noise;
-use ponder_engine::op::{AddRmsNorm, Attention, CopyBlocks, GatedMlp, Linear, SampleRow, StepShape};
+use ponder_engine::op::{AddRmsNorm, Attention, CopyBlocks, GatedMlp, Linear, Sample, SampleRow, StepShape};
 use ponder_engine::program::{Elem, Program, Role, RowSpace, SlotDecl};
 use serde::Serialize;
 
@@ -77,6 +77,7 @@ pub fn run<D: Device>(backend: &mut Cuda<D>, scale: Scale, say: &mut dyn FnMut(&
     bench.products()?;
     bench.attention()?;
     bench.norms()?;
+    bench.sampling()?;
     bench.decode()?;
     let Bench { copy, rows, skipped, .. } = bench;
     Ok(Table { device: info.name, features: info.features, copy_gb_per_s: copy / 1e9, rows, skipped })
@@ -195,7 +196,16 @@ impl<D: Device> Bench<'_, D> {
 
     /// Products and gated MLPs of 8B and 70B shapes, enough copies of the weight to leave no cache warm.
     fn products(&mut self) -> Result<()> {
-        let formats = [Format::BF16, Format::F16, Format::F8, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q6K];
+        let formats = [
+            Format::BF16,
+            Format::F16,
+            Format::F8,
+            Format::I4G128,
+            Format::Q8_0,
+            Format::Q4_0,
+            Format::Q4K,
+            Format::Q6K,
+        ];
         let shapes = self
             .pick(vec![(4096, 4096), (6144, 4096), (128_256, 4096), (10_240, 8192), (8192, 28_672)], vec![(48, 256)]);
         for format in formats {
@@ -311,10 +321,42 @@ impl<D: Device> Bench<'_, D> {
         Ok(())
     }
 
+    fn sampling(&mut self) -> Result<()> {
+        let vocab = self.pick(151_936, 5000);
+        let random = SampleRow { temperature: 0.8, ..SampleRow::default() };
+        for (what, row) in [
+            ("greedy", SampleRow::default()),
+            ("temperature", random),
+            ("top-p", SampleRow { top_p: 0.95, ..random }),
+            ("top-k and top-p", SampleRow { top_p: 0.95, top_k: 20, ..random }),
+        ] {
+            for rows in self.pick(vec![1, 8, 64], vec![2]) {
+                let mut p = Program::new("sample", rows, rows);
+                let logits = p.slot("logits", Role::Input, Elem::F32, &[rows, vocab]);
+                let params = p.slot("params", Role::Input, Elem::U32, &[rows, 12]);
+                let offsets = p.slot("offsets", Role::Input, Elem::U32, &[rows + 1]);
+                let adjust = p.slot("adjust", Role::Input, Elem::U32, &[1, 3]);
+                let masks = p.slot("masks", Role::Input, Elem::U32, &[rows, vocab.div_ceil(32)]);
+                let out = p.slot("sampled", Role::Output, Elem::U32, &[rows]);
+                p.push(Sample { logits, params, offsets, adjust, masks, out });
+                // A few tokens far above the rest, as a model has it.
+                let logit = |i: usize| (noise(3, "logits", i / vocab, i % vocab).powi(7) * 20.0).to_bits();
+                let inputs = [
+                    ("live", vec![rows as u32; 2]),
+                    ("logits", (0..rows * vocab).map(logit).collect()),
+                    ("params", vec![bytemuck::cast::<SampleRow, [u32; 12]>(row); rows].concat()),
+                ];
+                let step = StepShape { rows, logit_rows: rows, context: 0 };
+                self.case(format!("sample {vocab}, {what}"), &p, step, &inputs)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whole decode steps of an 8B model, sampling included.
     fn decode(&mut self) -> Result<()> {
         let config = decode_config(self.scale);
-        for format in self.pick(vec![Format::BF16, Format::F8, Format::Q4K], vec![Format::Q4K]) {
+        for format in self.pick(vec![Format::BF16, Format::F8, Format::I4G128, Format::Q4K], vec![Format::Q4K]) {
             self.weights.clear();
             for context in self.pick(vec![1024, 16_384, 65_536], vec![48]) {
                 for rows in self.pick(vec![1, 4, 16, 64], vec![2]) {

@@ -20,6 +20,17 @@ const SPLIT_ROWS: usize = 64;
 /// Most memory for partial results of attention; beyond it a block walks its row's splits.
 const SPLIT_BYTES: usize = 256 << 20;
 
+/// Tokens of a row that a block samples from; `PART` in sample.cu, as `BINS` and `LIST` are.
+const SAMPLE_PART: usize = 2048;
+const SAMPLE_BINS: usize = 1024;
+const SAMPLE_LIST: usize = 2048;
+
+/// Bytes of a row's `Scratch` in sample.cu: masses, list, parts, counts, a length, values.
+fn sample_row_bytes(vocab: usize) -> usize {
+    let parts = vocab.div_ceil(SAMPLE_PART);
+    (8 * SAMPLE_BINS + 8 * SAMPLE_LIST + 16 * parts + 4 * SAMPLE_BINS + 16 + 4 * vocab).next_multiple_of(256)
+}
+
 /// Arguments of a launch.
 #[derive(Default)]
 struct Args(Vec<u64>);
@@ -54,13 +65,15 @@ pub fn kv_name(format: KvFormat) -> &'static str {
     }
 }
 
-/// Bytes of the two workspaces (attention's partial sums, the up half of a mixed MLP) that [`record`] may use.
+/// Bytes of the workspaces (attention's partial sums, the up half of a mixed MLP, sampling) that [`record`] may use,
+/// one at a time.
 pub fn workspace_bytes(program: &Program) -> usize {
     let need = |op: &Op| match op {
         Op::Attention(a) if splits(program, a) > 0 => {
             program.rows * a.heads * splits(program, a) * (a.head_dim + 2) * 4
         }
         Op::GatedMlp(m) if formats_differ(program, m) => program.decl(m.gated).bytes(),
+        Op::Sample(s) => program.logit_rows * sample_row_bytes(program.decl(s.logits).shape[1]),
         _ => 0,
     };
     program.ops.iter().map(need).max().unwrap_or(0)
@@ -370,11 +383,22 @@ impl Recorder<'_> {
         Ok(())
     }
     fn sample(&mut self, o: &Sample) {
-        let vocab = self.shape(o.logits)[1];
-        let args = Args::default().ptr(self.live()).ptr(self.at(o.logits)).ptr(self.at(o.params));
-        let args =
-            args.ptr(self.at(o.offsets)).ptr(self.at(o.adjust)).ptr(self.at(o.masks)).ptr(self.at(o.out)).u32(vocab);
-        self.push("sample", "", "sample".into(), [self.program.logit_rows, 1, 1], 512, args);
+        let (vocab, rows) = (self.shape(o.logits)[1], self.program.logit_rows);
+        let head = || Args::default().ptr(self.live());
+        let values = head().ptr(self.at(o.logits)).ptr(self.at(o.params)).ptr(self.at(o.offsets));
+        let values = values.ptr(self.at(o.adjust)).ptr(self.at(o.masks));
+        let params = || head().ptr(self.at(o.params));
+        let (parts, one) = ([vocab.div_ceil(SAMPLE_PART), rows, 1], [rows, 1, 1]);
+        let launches = [
+            ("sample_values", parts, values),
+            ("sample_bins", parts, params()),
+            ("sample_noise", parts, params()),
+            ("sample_finish", one, params().ptr(self.at(o.out))),
+        ];
+        for (kernel, grid, args) in launches {
+            let args = args.u32(vocab).ptr(self.workspace).u32(sample_row_bytes(vocab));
+            self.push("sample", "", kernel.into(), grid, 256, args);
+        }
     }
 }
 

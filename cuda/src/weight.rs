@@ -34,6 +34,8 @@ fn layout(format: Format) -> Layout {
         Format::Q5K => (5, 20, 4),
         Format::Q6K => (6, 20, 4),
         Format::F8 => (8, 4, 2),
+        Format::I4G32 => (4, 8, 1),
+        Format::I4G128 => (4, 4, 2),
     };
     Layout { bits, tile_bytes: bits * 128, scale_bytes, scale_chunks }
 }
@@ -158,6 +160,9 @@ fn each_level(format: Format, b: &[u8], mut put: impl FnMut(u8)) {
             }
         }
         Format::F8 => b[4..].iter().for_each(|code| put(*code)),
+        Format::I4G32 | Format::I4G128 => {
+            (0..format.block_len()).for_each(|i| put(nibble(&b[4 + i / 32 * 16..], i % 32)));
+        }
         Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats have no levels"),
     }
 }
@@ -171,7 +176,8 @@ fn put_scales(format: Format, layout: Layout, b: &[u8], index: usize, r: usize, 
             row[..16].copy_from_slice(&b[192..208]);
             row[16..18].copy_from_slice(&b[208..210]);
         }
-        Format::F8 => row.copy_from_slice(&b[..4]),
+        Format::F8 | Format::I4G128 => row.copy_from_slice(&b[..4]),
+        Format::I4G32 => row[index % 2 * 4..][..4].copy_from_slice(&b[..4]),
         Format::Q4K | Format::Q5K => {
             row[..4].copy_from_slice(&b[..4]);
             for group in 0..8 {

@@ -2,7 +2,7 @@
 
 use ponder_cuda::EmulatedCuda;
 use ponder_engine::backend::check;
-use ponder_engine::op::problem::{Problem, problems};
+use ponder_engine::op::problem::{Expected, Problem, problems};
 
 /// The emulator, or a note that this machine has no C++ compiler.
 fn emulator(seed: u64) -> Option<EmulatedCuda> {
@@ -53,6 +53,18 @@ fn a_chunk_attends_as_its_rows_do() {
     for (many, few) in pairs.step_by(2) {
         let [many_rows, few_rows] = [&many, &few].map(|p| check::run(&mut backend, p).unwrap());
         assert!(many_rows == few_rows, "{}", many.name);
+    }
+}
+
+/// The host may read them after the launch.
+#[test]
+fn logits_are_left_as_they_are() {
+    let Some(mut backend) = emulator(6) else { return };
+    let samples = problems(4, 3).into_iter().filter(|p| p.name.starts_with("sample"));
+    for mut problem in samples {
+        let logits = problem.launches[0].1["logits"].clone();
+        problem.outputs = vec![Expected { slot: "logits".into(), len: logits.len() / 4, width: 1, tolerance: None }];
+        assert!(check::run(&mut backend, &problem).unwrap() == [logits], "{}", problem.name);
     }
 }
 

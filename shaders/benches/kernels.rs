@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ponder_engine::backend::{Backend, Bound};
-use ponder_engine::format::{Format, KvFormat};
+use ponder_engine::format::{Format, KvFormat, int4};
 use ponder_engine::model::{Activation, Pairing};
 use ponder_engine::op::{self, Op, SampleRow};
 use ponder_engine::program::{Elem, Program, Role, RowSpace, Slot};
@@ -137,6 +137,10 @@ fn stored(format: Format, len: usize) -> Vec<u8> {
         if format == Format::F8 {
             out[start..start + 4].copy_from_slice(&0.002f32.to_le_bytes());
             out[start + 4..].iter_mut().for_each(|code| *code &= 0xbf); // no NaN
+            continue;
+        }
+        if matches!(format, Format::I4G32 | Format::I4G128) {
+            out[start..start + 4].copy_from_slice(&int4::word(2f32.powi(-9), 7).to_le_bytes());
             continue;
         }
         out[start..start + 2].copy_from_slice(&[0, 0x18]); // about 0.002

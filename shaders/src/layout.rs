@@ -45,6 +45,7 @@ pub const fn layout(format: Format) -> Layout {
         Format::Q5K => row("Q5K", 1, 3, 1, true),
         Format::Q6K => row("Q6K", 1, 3, 2, false),
         Format::F8 => row("F8", 2, 1, 1, false),
+        Format::I4G32 | Format::I4G128 => row("I4", 1, 1, 1, false),
     }
 }
 
@@ -138,6 +139,16 @@ fn split_group(format: Format, row: &[u8], group: usize, q: &mut [u32; 32], s: &
             let b = block(4);
             s[0] = pair(b);
             words(&b[4 + group % 4 * 32..][..32], q);
+        }
+        Format::I4G32 => {
+            let b = block(1);
+            s[0] = pair(b);
+            pack(q, 4, |j| nibble(&b[4..], j));
+        }
+        Format::I4G128 => {
+            let b = block(4);
+            s[0] = pair(b);
+            pack(q, 4, |j| nibble(&b[4 + group % 4 * 16..], j));
         }
         Format::Q6K => {
             let (b, half, run) = (block(8), group % 8 / 4, group % 4);

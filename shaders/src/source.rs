@@ -40,6 +40,7 @@ files![
     "format_F16",
     "format_F32",
     "format_F8",
+    "format_I4",
     "format_Q4",
     "format_Q4K",
     "format_Q5",

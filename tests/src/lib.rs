@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod packed;
 pub mod tiny_model;
 
 /// Root of the sources.

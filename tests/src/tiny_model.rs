@@ -27,6 +27,9 @@ pub const VOCAB: usize = 272;
 /// Longest context.
 pub const CONTEXT: usize = 512;
 
+/// Tensors of a Hugging Face file by name: dtype, shape, bytes.
+pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
 /// A model in a temporary folder, removed with this value.
 pub struct TinyModel {
     folder: TempDir,
@@ -42,6 +45,14 @@ impl TinyModel {
     pub fn arg(&self) -> String {
         self.path().display().to_string()
     }
+}
+
+/// A Hugging Face folder with this `config.json` and these tensors.
+pub(crate) fn folder(config: Value, tensors: &Tensors) -> TinyModel {
+    let model = TinyModel { folder: TempDir::new().expect("a temporary folder"), name: "model" };
+    std::fs::create_dir(model.path()).expect("an empty folder");
+    write_folder(&model.path(), config, tensors);
+    model
 }
 
 /// A Hugging Face folder of `family` (`llama`, `qwen2` or `qwen3`), weights in `dtype`.
@@ -92,7 +103,7 @@ pub fn config(family: &str) -> ModelConfig {
 }
 
 /// Values of a weight: about normal; variance 1/K for matrices, near 1 for norms, small for biases.
-fn values(config: &ModelConfig, id: WeightId) -> Vec<f32> {
+pub(crate) fn values(config: &ModelConfig, id: WeightId) -> Vec<f32> {
     let (rows, cols) = id.shape(config);
     let name = id.gguf_name();
     let mut state =
@@ -128,18 +139,25 @@ fn write_hugging_face(folder: &Path, config: &ModelConfig, dtype: Dtype) {
         Dtype::BF16 => Format::BF16,
         other => panic!("{other:?} is not for weights"),
     };
-    let mut data: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    let mut tensors = Tensors::new();
     for id in WeightId::required(config) {
         let (rows, cols) = id.shape(config);
         let shape = if rows == 1 { vec![cols] } else { vec![rows, cols] };
         let mut bytes = Vec::new();
         format.encode(&values(config, id), &mut bytes);
-        data.insert(id.hf_name(config.family).expect("a weight of both layouts"), (shape, bytes));
+        tensors.insert(id.hf_name(config.family).expect("a weight of both layouts"), (dtype, shape, bytes));
     }
-    let views = data.iter().map(|(name, (shape, bytes))| (name, TensorView::new(dtype, shape.clone(), bytes).unwrap()));
+    write_folder(folder, config_json(config), &tensors);
+}
+
+/// A folder of these tensors, with a tokenizer.
+pub(crate) fn write_folder(folder: &Path, config: Value, tensors: &Tensors) {
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).expect("bytes of the shape"))
+    });
     safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).expect("writable");
     let json = |file: &str, value: Value| std::fs::write(folder.join(file), value.to_string()).expect("writable");
-    json("config.json", config_json(config));
+    json("config.json", config);
     json("generation_config.json", json!({ "bos_token_id": 257, "eos_token_id": [256, 258] }));
     json("tokenizer.json", tokenizer_json());
     json(
@@ -148,7 +166,7 @@ fn write_hugging_face(folder: &Path, config: &ModelConfig, dtype: Dtype) {
     );
 }
 
-fn config_json(c: &ModelConfig) -> Value {
+pub(crate) fn config_json(c: &ModelConfig) -> Value {
     json!({
         "architectures": [c.family.hf[0]],
         "hidden_size": c.hidden,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::gguf::Fault;
-use super::{GenerationDefaults, Located, Mapped, ends_a_turn, hf_config, place, shards};
+use super::{GenerationDefaults, Located, Mapped, ends_a_turn, hf_config, int4, place, shards};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, WeightId};
 
@@ -81,9 +81,10 @@ impl Folder {
 
     /// Maps the weights and assigns them.
     pub fn weights(&self, config: &ModelConfig) -> Result<(Vec<Mapped>, HashMap<WeightId, Located>)> {
+        let int4 = int4::scheme(&self.config).map_err(self.fault("config.json"))?;
         let (files, found) = shards::open(&self.path)?;
-        let placed =
-            place::hugging_face(config, found).map_err(|f| Error::checkpoint(&self.path, f.field, f.message))?;
+        let placed = place::hugging_face(config, int4, &files, found);
+        let placed = placed.map_err(|f| Error::checkpoint(&self.path, f.field, f.message))?;
         Ok((files, placed))
     }
 

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use super::GenerationDefaults;
 use super::gguf::Fault;
 use super::gguf_config::yarn_attention_factor;
+use super::int4;
 use super::keys::{Keys, limits};
 use crate::model::{Activation, Family, LocalAttention, ModelConfig, Pairing, Rope, RopeScaling, family::FAMILIES};
 
@@ -67,15 +68,15 @@ fn family(json: &Json) -> Result<&'static Family> {
 /// Whatever would change the mathematics and is not implemented is an error, never ignored.
 fn refuse_what_we_lack(keys: &Keys<'_>, json: &Json, family: &Family) -> Result<()> {
     if let Some(config) = json.get("quantization_config").filter(|c| !c.is_null()) {
-        // Which tensors are FP8, and what shares a scale, their types and shapes say.
+        // Which tensors are FP8 or INT4, and what shares a scale of FP8, their types and shapes say.
         let word = |key: &str| config.get(key).and_then(Json::as_str).unwrap_or_default();
         let is_fp8 = match word("quant_method") {
             "fp8" => ["", "e4m3"].contains(&word("fmt")),
             "compressed-tensors" => word("format") == "float-quantized",
             _ => false,
         };
-        if !is_fp8 {
-            let why = "not supported but for FP8 (E4M3; quant_method fp8, or compressed-tensors); GGUF has others";
+        if !is_fp8 && int4::scheme(json)?.is_none() {
+            let why = "not supported but for FP8 (E4M3; quant_method fp8, or compressed-tensors), GPTQ and AWQ";
             return Err(keys.fault("quantization_config", why));
         }
     }

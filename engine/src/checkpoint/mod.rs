@@ -3,7 +3,7 @@
 //! [`Checkpoint::open`] reads the table of contents, derives the [`ModelConfig`], and checks that every
 //! weight the family needs is there with the right shape, and that there is none it would not use. After
 //! that, [`Checkpoint::tensor`] hands out views into the map. What it does *not* do: convert, permute or
-//! widen anything; only FP8 codes are brought together with their scales. Two differences between the
+//! widen anything; only FP8 codes and INT4 levels are brought together with their scales. Two differences between the
 //! sources are left visible for the loader:
 //! - rows of q and k in GGUF files of the Llama family are permuted ([`crate::model::Pairing::Interleaved`]);
 //! - Gemma's norm weights in Hugging Face files are `w - 1` ([`TensorView::plus_one`]).
@@ -28,6 +28,7 @@ mod gguf_config;
 pub mod gguf_write;
 mod hf;
 mod hf_config;
+mod int4;
 mod keys;
 mod place;
 pub mod plan;
@@ -85,8 +86,8 @@ pub struct TensorView<'a> {
     pub cols: usize,
     /// What the file holds of it, row-major `[rows, cols]`; aligned to nothing in particular.
     bytes: &'a [u8],
-    /// FP8: the file's scales of the codes in `bytes`.
-    scales: Option<fp8::View<'a>>,
+    /// What belongs to the numbers in `bytes` and lies elsewhere.
+    apart: ApartView<'a>,
     /// The file stores a norm's weight minus one: add 1 after decoding.
     pub plus_one: bool,
 }
@@ -94,7 +95,18 @@ pub struct TensorView<'a> {
 impl TensorView<'_> {
     /// The encoded elements, row-major `[rows, cols]`, as [`Format`] says.
     pub fn stored(&self) -> Cow<'_, [u8]> {
-        self.scales.map_or(Cow::Borrowed(self.bytes), |scales| fp8::blocks(self.bytes, self.rows, scales))
+        match self.apart {
+            ApartView::Nothing => Cow::Borrowed(self.bytes),
+            ApartView::Fp8(scales) => fp8::blocks(self.bytes, self.rows, scales),
+            ApartView::Int4(view) => view.blocks(self.format, self.bytes, self.rows, self.cols).into(),
+        }
+    }
+    /// Whether every number is finite (of quantised formats: every scale).
+    fn all_finite(&self) -> bool {
+        match self.apart {
+            ApartView::Int4(view) => view.scale_format.all_finite(view.scales),
+            _ => self.format.all_finite(&self.stored()),
+        }
     }
     /// Length of [`stored`](Self::stored).
     pub fn stored_bytes(&self) -> usize {
@@ -120,7 +132,23 @@ pub(crate) struct Located {
     pub rows: usize,
     pub cols: usize,
     pub range: std::ops::Range<usize>,
-    pub scales: Option<fp8::Scales>,
+    pub apart: Apart,
+}
+
+/// What a weight has besides its numbers.
+#[derive(Clone, Debug)]
+pub(crate) enum Apart {
+    Nothing,
+    Fp8(fp8::Scales),
+    Int4(int4::Parts),
+}
+
+/// The same, in the map.
+#[derive(Clone, Copy, Debug)]
+enum ApartView<'a> {
+    Nothing,
+    Fp8(fp8::View<'a>),
+    Int4(int4::View<'a>),
 }
 
 /// A mapped file.
@@ -230,12 +258,20 @@ impl Checkpoint {
     }
 
     fn view<'a>(&'a self, l: &'a Located) -> TensorView<'a> {
-        let bytes = &self.files[l.file].map[l.range.clone()];
-        let scales = l.scales.as_ref().map(|s| {
-            let bytes = &self.files[s.file].map[s.range.clone()];
-            fp8::View { format: s.format, by: s.by, bytes }
-        });
-        TensorView { name: &l.name, format: l.format, rows: l.rows, cols: l.cols, bytes, scales, plus_one: false }
+        let part = |file: usize, range: &std::ops::Range<usize>| &self.files[file].map[range.clone()];
+        let bytes = part(l.file, &l.range);
+        let apart = match &l.apart {
+            Apart::Nothing => ApartView::Nothing,
+            Apart::Fp8(s) => ApartView::Fp8(fp8::View { format: s.format, by: s.by, bytes: part(s.file, &s.range) }),
+            Apart::Int4(p) => ApartView::Int4(int4::View {
+                packing: p.packing,
+                group: p.group,
+                zeros: part(p.zeros.0, &p.zeros.1),
+                scales: part(p.scales.0, &p.scales.1),
+                scale_format: p.scale_format,
+            }),
+        };
+        TensorView { name: &l.name, format: l.format, rows: l.rows, cols: l.cols, bytes, apart, plus_one: false }
     }
 
     /// Whether the model has the weight `id`.
@@ -339,7 +375,7 @@ impl Checkpoint {
         let worker = || {
             let mut bad = Vec::new();
             while let Some(l) = all.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                if !l.format.all_finite(&self.view(l).stored()) {
+                if !self.view(l).all_finite() {
                     bad.push(*l);
                 }
             }

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use super::fp8::Scales;
 use super::gguf::{Fault, Gguf};
-use super::{Located, fp8};
+use super::int4::{Parts, Scheme};
+use super::{Apart, Located, Mapped, fp8};
 use crate::format::{F8_BLOCK, Format};
 use crate::model::{ModelConfig, WeightId};
 
@@ -14,8 +15,8 @@ use crate::model::{ModelConfig, WeightId};
 pub struct Found {
     /// Index of its file.
     pub file: usize,
-    /// Storage format.
-    pub format: Format,
+    /// Storage format; `None`: 32-bit words of packed integers.
+    pub format: Option<Format>,
     /// Extents, slowest first.
     pub shape: Vec<usize>,
     /// Where its bytes lie.
@@ -27,7 +28,7 @@ impl Found {
     pub fn of_gguf(gguf: &Gguf, bytes: &[u8]) -> HashMap<String, Found> {
         let found = gguf.tensors(bytes).map(|(name, t)| {
             let shape = t.dims().iter().rev().copied().collect();
-            (name.to_string(), Found { file: 0, format: t.format, shape, range: t.range.clone() })
+            (name.to_string(), Found { file: 0, format: Some(t.format), shape, range: t.range.clone() })
         });
         found.collect()
     }
@@ -39,25 +40,119 @@ pub fn rope_factors(found: &HashMap<String, Found>, bytes: &[u8]) -> Result<Opti
     let Some(t) = found.get(&name) else { return Ok(None) };
     let [len] = t.shape[..] else { return Err(Fault::new(name, "not a vector")) };
     let mut factors = vec![0.0; len];
-    t.format.decode(&bytes[t.range.clone()], &mut factors);
+    numbers(&name, t)?.decode(&bytes[t.range.clone()], &mut factors);
     Ok(Some(factors))
 }
 
 /// Places the tensors of a GGUF file.
 pub fn gguf(config: &ModelConfig, found: HashMap<String, Found>) -> Result<HashMap<WeightId, Located>, Fault> {
     let factors = found.contains_key("rope_freqs.weight").then_some(WeightId::RopeFreqs);
-    place(config, factors, found, |id| Some(id.gguf_name()), |_| false)
+    place(config, factors, None, found, |id| Some(id.gguf_name()), |_, _| false)
 }
 
-/// Places the tensors of Hugging Face files.
-pub fn hugging_face(config: &ModelConfig, found: HashMap<String, Found>) -> Result<HashMap<WeightId, Located>, Fault> {
-    // Scales of activations serve who rounds those too; we do not.
-    let unused = |name: &str| {
+/// Places the tensors of Hugging Face files; `int4` says how their packed weights are to be read, if there are any.
+pub fn hugging_face(
+    config: &ModelConfig,
+    int4: Option<Scheme>,
+    files: &[Mapped],
+    found: HashMap<String, Found>,
+) -> Result<HashMap<WeightId, Located>, Fault> {
+    let int4 = int4.map(|scheme| Int4 { scheme, files });
+    let unused = |name: &str, t: &Found| {
         name.ends_with("rotary_emb.inv_freq")
+            // Scales of activations serve who rounds those too; we do not.
             || name.ends_with(".input_scale")
             || (config.tied && name == "lm_head.weight")
+            // GPTQ files of models without biases have biases of 0.
+            || (name.ends_with(".bias") && int4.is_some_and(|i| i.bytes(t).iter().all(|b| *b == 0)))
     };
-    place(config, None, found, |id| id.hf_name(config.family), unused)
+    place(config, None, int4, found, |id| id.hf_name(config.family), unused)
+}
+
+/// The format of a tensor of numbers.
+fn numbers(name: &str, t: &Found) -> Result<Format, Fault> {
+    t.format.ok_or_else(|| Fault::new(name, "its dtype is I32, and numbers are needed here"))
+}
+
+/// What placing packed weights takes.
+#[derive(Clone, Copy)]
+struct Int4<'a> {
+    scheme: Scheme,
+    files: &'a [Mapped],
+}
+
+impl Int4<'_> {
+    fn bytes(&self, t: &Found) -> &[u8] {
+        &self.files[t.file].map[t.range.clone()]
+    }
+
+    /// The weight `name` (`....weight`), if it is packed: its tensors are taken from those left.
+    fn place(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        found: &mut HashMap<String, Found>,
+    ) -> Result<Option<Located>, Fault> {
+        let Some(stem) = name.strip_suffix("weight") else { return Ok(None) };
+        let name = format!("{stem}qweight");
+        let Some(levels) = found.remove(&name) else { return Ok(None) };
+        if !rows.is_multiple_of(8) || !cols.is_multiple_of(32) {
+            return Err(Fault::new(name, format!("INT4 of [{rows}, {cols}]: not a multiple of 8 and 32")));
+        }
+        let group = self.scheme.group_of(cols);
+        let groups = cols.div_ceil(group);
+        let mut take = |part: &str, shape: [usize; 2]| {
+            let name = format!("{stem}{part}");
+            let t = found.remove(&name).ok_or_else(|| Fault::new(&name, "this part of an INT4 weight is missing"))?;
+            fits(&name, &t, &shape)?;
+            Ok((name, t))
+        };
+        let (zeros_name, zeros) = take("qzeros", [groups, rows / 8])?;
+        let (scales_name, scales) = take("scales", [groups, rows])?;
+        fits(&name, &levels, &self.scheme.levels_shape(rows, cols))?;
+        for (name, t) in [(&name, &levels), (&zeros_name, &zeros)] {
+            if t.format.is_some() {
+                return Err(Fault::new(name, "packed INT4 is a tensor of I32"));
+            }
+        }
+        let scale_format = match scales.format {
+            Some(format @ (Format::F16 | Format::BF16)) => format,
+            _ => return Err(Fault::new(scales_name, "scales of INT4 are F16 or BF16")),
+        };
+        self.check_order(&format!("{stem}g_idx"), cols, found)?;
+        let first = self.bytes(&zeros).first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
+        let apart = Apart::Int4(Parts {
+            packing: self.scheme.packing_of(first),
+            group,
+            zeros: (zeros.file, zeros.range),
+            scales: (scales.file, scales.range),
+            scale_format,
+        });
+        let format = self.scheme.format(cols);
+        Ok(Some(Located { name, file: levels.file, format, rows, cols, range: levels.range, apart }))
+    }
+
+    /// Takes the groups of inputs from the tensors left, and refuses those that are not runs of inputs.
+    fn check_order(&self, name: &str, cols: usize, found: &mut HashMap<String, Found>) -> Result<(), Fault> {
+        let Some(t) = found.remove(name) else {
+            let needed = self.scheme.act_order && self.scheme.group_of(cols) < cols;
+            return if needed { Err(Fault::new(name, "missing, and desc_act is true")) } else { Ok(()) };
+        };
+        fits(name, &t, &[cols])?;
+        if t.format.is_some() || !self.scheme.is_plain_order(self.bytes(&t), cols) {
+            return Err(Fault::new(name, "groups of inputs in another order (desc_act) are not supported"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a tensor has the shape that its place needs.
+fn fits(name: &str, t: &Found, shape: &[usize]) -> Result<(), Fault> {
+    if t.shape == shape {
+        return Ok(());
+    }
+    Err(Fault::new(name, format!("its shape is {:?}, the configuration needs {shape:?}", t.shape)))
 }
 
 /// Takes the scales of FP8 codes `[rows, cols]` from the tensors left.
@@ -77,7 +172,7 @@ fn scales(name: &str, rows: usize, cols: usize, found: &mut HashMap<String, Foun
             format!("scales of shape {:?} for [{rows}, {cols}]: neither one, nor per row, nor per block", t.shape);
         Fault::new(name, why)
     })?;
-    match t.format {
+    match numbers(name, &t)? {
         Format::F8 => Err(Fault::new(name, "scales of scaled codes")),
         format => Ok(Scales { file: t.file, format, range: t.range, by }),
     }
@@ -86,20 +181,26 @@ fn scales(name: &str, rows: usize, cols: usize, found: &mut HashMap<String, Foun
 fn place(
     config: &ModelConfig,
     extra: Option<WeightId>,
+    int4: Option<Int4<'_>>,
     mut found: HashMap<String, Found>,
     name_of: impl Fn(WeightId) -> Option<String>,
-    may_be_unused: impl Fn(&str) -> bool,
+    may_be_unused: impl Fn(&str, &Found) -> bool,
 ) -> Result<HashMap<WeightId, Located>, Fault> {
     let mut placed = HashMap::new();
     for id in WeightId::required(config).chain(extra) {
         let Some(name) = name_of(id) else { continue };
+        let (rows, cols) = id.shape(config);
+        let packed = int4.map(|int4| int4.place(&name, rows, cols, &mut found)).transpose()?.flatten();
+        if let Some(located) = packed {
+            placed.insert(id, located);
+            continue;
+        }
         let t = found.remove(&name).ok_or_else(|| {
             Fault::new(
                 &name,
                 format!("this tensor is missing from a {} model of {} layers", config.family.name, config.layers),
             )
         })?;
-        let (rows, cols) = id.shape(config);
         let fits = match t.shape[..] {
             [c] => rows == 1 && c == cols,
             [r, c] => r == rows && c == cols,
@@ -109,14 +210,17 @@ fn place(
             let why = format!("its shape is {:?}, the configuration needs [{rows}, {cols}]", t.shape);
             return Err(Fault::new(name, why));
         }
-        let scales = match t.format {
-            Format::F8 => Some(scales(&name, rows, cols, &mut found)?),
-            _ => None,
+        let format = numbers(&name, &t)?;
+        let apart = match format {
+            Format::F8 => Apart::Fp8(scales(&name, rows, cols, &mut found)?),
+            _ => Apart::Nothing,
         };
-        placed.insert(id, Located { name, file: t.file, format: t.format, rows, cols, range: t.range, scales });
+        placed.insert(id, Located { name, file: t.file, format, rows, cols, range: t.range, apart });
     }
-    match found.keys().filter(|name| !may_be_unused(name)).min() {
-        Some(name) => Err(Fault::new(name, format!("a {} model has no place for this tensor", config.family.name))),
+    match found.iter().filter(|(name, t)| !may_be_unused(name, t)).min_by_key(|(name, _)| *name) {
+        Some((name, _)) => {
+            Err(Fault::new(name, format!("a {} model has no place for this tensor", config.family.name)))
+        }
         None => Ok(placed),
     }
 }

@@ -119,12 +119,14 @@ fn tensors(file: &Mapped, index: usize) -> Result<Vec<(String, Found)>> {
     let mut found = Vec::new();
     for (name, info) in meta.tensors() {
         let format = match info.dtype {
-            Dtype::F32 => Format::F32,
-            Dtype::F16 => Format::F16,
-            Dtype::BF16 => Format::BF16,
-            Dtype::F8_E4M3 => Format::F8,
+            Dtype::F32 => Some(Format::F32),
+            Dtype::F16 => Some(Format::F16),
+            Dtype::BF16 => Some(Format::BF16),
+            Dtype::F8_E4M3 => Some(Format::F8),
+            Dtype::I32 => None,
             other => {
-                return Err(fault(&name, format!("dtype {other:?} is not supported; F32, F16, BF16 and F8_E4M3 are")));
+                let why = format!("dtype {other:?} is not supported; F32, F16, BF16, F8_E4M3 and I32 are");
+                return Err(fault(&name, why));
             }
         };
         if info.shape.contains(&0) {
@@ -132,8 +134,12 @@ fn tensors(file: &Mapped, index: usize) -> Result<Vec<(String, Found)>> {
         }
         let range = 8 + header + info.data_offsets.0..8 + header + info.data_offsets.1;
         let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        // The file holds bare codes; their scales are a tensor of their own.
-        let bytes = if format == Format::F8 { elements } else { elements.and_then(|n| format.bytes_for(n)) };
+        let bytes = elements.and_then(|n| match format {
+            // The file holds bare codes; their scales are a tensor of their own.
+            Some(Format::F8) => Some(n),
+            Some(format) => format.bytes_for(n),
+            None => n.checked_mul(4),
+        });
         if bytes != Some(range.len()) || range.end > file.map.len() {
             return Err(fault(&name, format!("shape {:?} does not fit its {} bytes", info.shape, range.len())));
         }

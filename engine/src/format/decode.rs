@@ -4,7 +4,7 @@
 //! call it. It is f32 arithmetic with one rounding per operation (no fused multiply-add), so its values
 //! are those that llama.cpp gets when it widens a file to F32.
 
-use super::{Format, e4m3};
+use super::{Format, e4m3, int4};
 use half::{bf16, f16};
 
 /// Elements of a K-quant superblock.
@@ -36,6 +36,7 @@ impl Format {
             Format::Q5K => q5_k,
             Format::Q6K => q6_k,
             Format::F8 => f8,
+            Format::I4G32 | Format::I4G128 => i4,
         };
         for (block, y) in bytes.chunks_exact(self.block_bytes()).zip(out.chunks_exact_mut(self.block_len())) {
             decode_block(block, y);
@@ -64,6 +65,9 @@ impl Format {
                 };
                 return bytes.chunks_exact(self.block_bytes()).all(fine);
             }
+            Format::I4G32 | Format::I4G128 => {
+                return bytes.chunks_exact(self.block_bytes()).all(|b| int4::scale_and_zero(b).0.is_finite());
+            }
         };
         // The exponent of an f16 is all ones for infinities and NaN.
         bytes.chunks_exact(self.block_bytes()).all(|b| scales.iter().all(|&at| b[at + 1] & 0x7c != 0x7c))
@@ -79,6 +83,17 @@ fn f8(b: &[u8], y: &mut [f32]) {
     let d = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     for (y, &code) in y.iter_mut().zip(&b[4..]) {
         *y = e4m3::decode(code) * d;
+    }
+}
+
+/// A word of scale and zero, then 16 bytes for each 32 elements, nibbles as in Q4_0.
+fn i4(b: &[u8], y: &mut [f32]) {
+    let (d, zero) = int4::scale_and_zero(b);
+    for (y, q) in y.chunks_exact_mut(32).zip(b[4..].chunks_exact(16)) {
+        for (j, &q) in q.iter().enumerate() {
+            y[j] = (f32::from(q & 15) - f32::from(zero)) * d;
+            y[j + 16] = (f32::from(q >> 4) - f32::from(zero)) * d;
+        }
     }
 }
 
@@ -275,6 +290,18 @@ mod tests {
         assert!(Format::F8.all_finite(&b));
         b[60] = 0xff;
         assert!(!Format::F8.all_finite(&b));
+    }
+
+    #[test]
+    fn int4_by_hand() {
+        let nibbles: Vec<u8> = (0..16u8).map(|i| i | (15 - i) << 4).collect();
+        let word = int4::word(0.5, 3).to_le_bytes();
+        let mut y = [0.0; 128];
+        Format::I4G32.decode(&[&word[..], &nibbles].concat(), &mut y[..32]);
+        assert_eq!((y[0], y[15], y[16], y[31]), (-1.5, 6.0, 6.0, -1.5));
+        Format::I4G128.decode(&[&word[..], &[0x33; 48], &nibbles].concat(), &mut y);
+        assert_eq!((y[0], y[95], y[96], y[97], y[127]), (0.0, 0.0, -1.5, -1.0, -1.5));
+        assert!(!Format::I4G32.all_finite(&[&int4::word(f32::INFINITY, 3).to_le_bytes()[..], &nibbles].concat()));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! it is not what one would publish a model with. Scales are rounded to their stored precision
 //! *before* the elements are, so a block is as good as its format allows.
 
-use super::{Format, decode::scale_min_k4, e4m3};
+use super::{Format, decode::scale_min_k4, e4m3, int4};
 use half::{bf16, f16};
 
 impl Format {
@@ -27,6 +27,7 @@ impl Format {
             Format::Q5K => |x, out| k_affine(x, 5, out),
             Format::Q6K => q6_k,
             Format::F8 => f8,
+            Format::I4G32 | Format::I4G128 => i4,
         };
         for block in x.chunks_exact(self.block_len()) {
             encode_block(block, out);
@@ -59,6 +60,19 @@ fn f8(x: &[f32], out: &mut Vec<u8>) {
     let d = peak(x).abs() / e4m3::MAX;
     out.extend(d.to_le_bytes());
     out.extend(x.iter().map(|&v| if d == 0.0 { 0 } else { e4m3::encode(v / d) }));
+}
+
+/// A zero among the levels, so that 0 is exact; the scale has the bits of an f16.
+fn i4(x: &[f32], out: &mut Vec<u8>) {
+    let (lo, hi) = range(x);
+    let (lo, hi) = (lo.min(0.0), hi.max(0.0));
+    let d = f16::from_f32((hi - lo) / 15.0).to_f32();
+    let zero = level(-lo, d, 0, 15);
+    out.extend(int4::word(d, zero as u8).to_le_bytes());
+    for run in x.chunks_exact(32) {
+        let q: Vec<u8> = run.iter().map(|&v| (level(v, d, -zero, 15 - zero) + zero) as u8).collect();
+        put_levels(&q, 4, out);
+    }
 }
 
 fn q8_0(x: &[f32], out: &mut Vec<u8>) {
@@ -171,7 +185,7 @@ mod tests {
             Format::F32 => 0.0,
             Format::F16 => 1e-3,
             Format::BF16 | Format::Q8_0 => 5e-3,
-            Format::Q4_0 | Format::Q4_1 | Format::Q4K => 0.08,
+            Format::Q4_0 | Format::Q4_1 | Format::Q4K | Format::I4G32 | Format::I4G128 => 0.08,
             Format::Q5_0 | Format::Q5_1 | Format::Q5K => 0.04,
             Format::Q6K => 0.02,
             Format::F8 => 0.04,

@@ -3,12 +3,13 @@
 pub mod decode;
 pub mod e4m3;
 pub mod encode;
+pub mod int4;
 
 use serde::{Deserialize, Serialize};
 
 /// Storage format of a weight tensor. Quantised formats are the GGUF blocks
-/// (layouts: ggml's `ggml-common.h`), little-endian, along a row's K dimension; FP8 is a block of our own,
-/// which holds what checkpoints keep apart.
+/// (layouts: ggml's `ggml-common.h`), little-endian, along a row's K dimension; FP8 and INT4 are blocks of
+/// our own, which hold what checkpoints keep apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
     /// IEEE single.
@@ -36,6 +37,10 @@ pub enum Format {
     /// FP8: an f32 scale, then 128 [`e4m3`] codes: `code * scale`. One scale per tensor, per row or per
     /// 128 x 128 block are all this.
     F8,
+    /// INT4 of GPTQ and AWQ: a word of scale and zero ([`int4`]), then 32 nibbles: `d * (q - zero)`.
+    I4G32,
+    /// The same with 128 nibbles to a word.
+    I4G128,
 }
 
 /// Elements of an FP8 block, whose scale they share; also the side of the blocks in files.
@@ -43,7 +48,7 @@ pub const F8_BLOCK: usize = 128;
 
 impl Format {
     /// Every format, for tables and tests.
-    pub const ALL: [Format; 12] = [
+    pub const ALL: [Format; 14] = [
         Format::F32,
         Format::F16,
         Format::BF16,
@@ -56,6 +61,8 @@ impl Format {
         Format::Q5K,
         Format::Q6K,
         Format::F8,
+        Format::I4G32,
+        Format::I4G128,
     ];
 
     /// (name, elements per block, bytes per block).
@@ -73,6 +80,8 @@ impl Format {
             Format::Q5K => ("Q5_K", 256, 176),
             Format::Q6K => ("Q6_K", 256, 210),
             Format::F8 => ("F8_E4M3", F8_BLOCK, 4 + F8_BLOCK),
+            Format::I4G32 => ("I4_G32", 32, 4 + 16),
+            Format::I4G128 => ("I4_G128", 128, 4 + 64),
         }
     }
 
@@ -88,7 +97,7 @@ impl Format {
     pub const fn block_bytes(self) -> usize {
         self.row().2
     }
-    /// True for the GGUF blocks: integers with scales.
+    /// True for blocks of integers with scales: all but floats and FP8.
     pub const fn is_quantised(self) -> bool {
         self.block_len() > 1 && !matches!(self, Format::F8)
     }

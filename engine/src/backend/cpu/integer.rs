@@ -23,8 +23,10 @@ pub enum Sum {
 pub trait Quant {
     /// Bytes of a group.
     const GROUP_BYTES: usize;
-    /// Bytes of the header before every 8 groups; 0 for none.
+    /// Bytes of the header before every block of groups; 0 for none.
     const HEADER: usize;
+    /// Groups of a block.
+    const BLOCK_GROUPS: usize;
     /// Way of summing.
     const SUM: Sum;
     /// Log2 of what is subtracted from unsigned quants.
@@ -33,7 +35,7 @@ pub trait Quant {
     const MOST: u32;
     /// The format has minima: the second of `scales` is added per unit of x.
     const MINIMUM: bool;
-    /// The superblock's scales.
+    /// The block's scales.
     ///
     /// # Safety
     /// `p` points at a header (nothing is read where there is none).
@@ -96,7 +98,7 @@ unsafe fn panel_sums<S: Isa, Q: Quant, const T: usize>(
     for g in 0..groups {
         // SAFETY: the caller's promise; every step advances by what the layout says.
         unsafe {
-            if Q::HEADER > 0 && g % 8 == 0 {
+            if Q::HEADER > 0 && g % Q::BLOCK_GROUPS == 0 {
                 header = Q::header(s, w);
                 w = w.add(Q::HEADER);
             }

@@ -12,6 +12,7 @@
 //! Q8_0   = [8 vectors: byte b of lane r of vector i = element 4i+b, plus 128][16 scales]
 //! Q4_K, Q5_K: a header [16 d][16 dmin] before each 8 groups, scales and minima as bytes
 //! Q6_K:       a header [16 d] before each 8 groups, scales as int8, 16 for each half group
+//! I4_G32: [4 vectors of nibbles][16 words of scale and zero]; I4_G128: the words before each 4 groups
 //! floats: one vector of 16 rows per element of K
 //! F8:     for each 128 of K [16 scales], then one vector of 16 codes per element of K
 //! ```
@@ -19,7 +20,7 @@
 use half::f16;
 
 use crate::format::decode::scale_min_k4;
-use crate::format::{F8_BLOCK, Format};
+use crate::format::{F8_BLOCK, Format, int4};
 
 /// Output rows of a panel.
 pub const LANES: usize = 16;
@@ -43,7 +44,7 @@ struct Shape {
     quants: usize,
     /// Bytes of a group, scales included.
     group: usize,
-    /// Bytes before each superblock's groups.
+    /// Bytes before the groups of each block, where a block is several.
     header: usize,
 }
 
@@ -57,6 +58,8 @@ fn shape(format: Format) -> Shape {
         Format::Q4K => (256, 32, 64),
         Format::Q5K => (320, 32, 64),
         Format::Q6K => (384, 32, 32),
+        Format::I4G32 => (256, 64, 0),
+        Format::I4G128 => (256, 0, 64),
         Format::F32 | Format::F16 | Format::BF16 | Format::F8 => unreachable!("floats have no groups"),
     };
     Shape { quants, group: quants + scales, header }
@@ -73,20 +76,21 @@ impl Panels {
             return self.k / self.format.block_len() * self.format.block_bytes() * LANES;
         }
         let shape = shape(self.format);
-        self.k / GROUP * shape.group + self.k / 256 * shape.header
+        self.k / GROUP * shape.group + self.k / self.format.block_len() * shape.header
     }
     /// Bytes of all panels.
     pub fn bytes(&self) -> usize {
         self.count() * self.panel_bytes()
     }
-    /// Where group `g` of a panel lies: (its superblock's header, the group).
+    /// Where group `g` of a panel lies: (its block's header, the group).
     fn group_at(&self, g: usize) -> (usize, usize) {
         let shape = shape(self.format);
         if shape.header == 0 {
             return (0, g * shape.group);
         }
-        let header = g / 8 * (shape.header + 8 * shape.group);
-        (header, header + shape.header + g % 8 * shape.group)
+        let groups = self.format.block_len() / GROUP;
+        let header = g / groups * (shape.header + groups * shape.group);
+        (header, header + shape.header + g % groups * shape.group)
     }
     /// Lays stored bytes out in panels; `out` is zeroed before.
     pub fn pack(&self, stored: &[u8], out: &mut [u8]) {
@@ -178,6 +182,7 @@ fn stored_quants(format: Format, block: &[u8], j: usize) -> [u8; GROUP] {
         Format::Q8_0 => std::array::from_fn(|i| block[2 + i] ^ 0x80),
         Format::Q4_0 => nibbles(&block[2..]),
         Format::Q4_1 => nibbles(&block[4..]),
+        Format::I4G32 | Format::I4G128 => nibbles(&block[4 + 16 * j..]),
         Format::Q5_0 => fives(&block[2..6], &block[6..]),
         Format::Q5_1 => fives(&block[4..8], &block[8..]),
         Format::Q4K => std::array::from_fn(|i| block[16 + j / 2 * 32 + i] >> (j % 2 * 4) & 15),
@@ -237,6 +242,7 @@ fn pack_header(format: Format, to: &mut [u8], lane: usize, block: &[u8]) {
             to[32 + 2 * lane..][..2].copy_from_slice(&block[2..4]);
         }
         Format::Q6K => to[2 * lane..][..2].copy_from_slice(&block[208..210]),
+        Format::I4G128 => to[4 * lane..][..4].copy_from_slice(&block[..4]),
         _ => {}
     }
 }
@@ -248,6 +254,8 @@ fn pack_scales(format: Format, to: &mut [u8], lane: usize, block: &[u8], j: usiz
             to[lane] = block[192 + 2 * j];
             to[16 + lane] = block[192 + 2 * j + 1];
         }
+        Format::I4G32 => to[4 * lane..][..4].copy_from_slice(&block[..4]),
+        Format::I4G128 => {}
         _ => {
             to[2 * lane..][..2].copy_from_slice(&block[..2]);
             if to.len() == 64 {
@@ -274,6 +282,11 @@ fn decode_group(format: Format, header: &[u8], scales: &[u8], lane: usize, q: &[
             let d = half(header);
             let scale = |i: usize| d * f32::from(scales[i / 16 * 16 + lane] as i8);
             out.iter_mut().zip(q).enumerate().for_each(|(i, (o, q))| *o = scale(i) * (f32::from(*q) - 32.0));
+        }
+        Format::I4G32 | Format::I4G128 => {
+            let words = if format == Format::I4G32 { scales } else { header };
+            let (d, zero) = int4::scale_and_zero(&words[4 * lane..]);
+            put(&|q| (q - f32::from(zero)) * d);
         }
         Format::F32 | Format::F16 | Format::BF16 | Format::F8 => unreachable!("floats have no groups"),
     }

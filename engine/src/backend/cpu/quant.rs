@@ -3,6 +3,7 @@
 use super::float::Floats;
 use super::integer::{Quant, Sum};
 use super::simd::{Isa, array};
+use crate::format::int4;
 
 /// 8 vectors from 4 of nibbles.
 ///
@@ -91,13 +92,14 @@ unsafe fn byte_scales<S: Isa, Q: Quant>(s: S, header: [S::F; 2], p: *const u8) -
 }
 
 macro_rules! quant {
-    ($name:ident, $group:expr, $header:expr, $sum:ident, centre $centre:expr, most $most:expr, minimum $minimum:expr,
+    ($name:ident, $group:expr, $header:expr, per $block:expr, $sum:ident, centre $centre:expr, most $most:expr, minimum $minimum:expr,
      $quants:ident, $scales:ident at $at:expr, $head:ident) => {
         /// The format of this name.
         pub struct $name;
         impl Quant for $name {
             const GROUP_BYTES: usize = $group;
             const HEADER: usize = $header;
+            const BLOCK_GROUPS: usize = $block;
             const SUM: Sum = Sum::$sum;
             const CENTRE: u32 = $centre;
             const MOST: u32 = $most;
@@ -169,14 +171,50 @@ unsafe fn signed_scales<S: Isa, Q>(s: S, header: [S::F; 2], p: *const u8) -> [S:
     unsafe { [s.mul(header[0], s.to_f(s.load_i8(p))), s.mul(header[0], s.to_f(s.load_i8(p.add(16))))] }
 }
 
-quant!(Q4_0, 288, 0, Chain, centre 3, most 15, minimum false, nibbles, half_scales at 256, no_header);
-quant!(Q4_1, 320, 0, Chain, centre 3, most 15, minimum true, nibbles, half_scales at 256, no_header);
-quant!(Q5_0, 352, 0, Split, centre 4, most 31, minimum false, fives, half_scales at 320, no_header);
-quant!(Q5_1, 384, 0, Split, centre 4, most 31, minimum true, fives, half_scales at 320, no_header);
-quant!(Q8_0, 544, 0, Split, centre 7, most 255, minimum false, bytes, half_scales at 512, no_header);
-quant!(Q4K, 288, 64, Chain, centre 3, most 15, minimum true, nibbles, byte_scales at 256, two_halves);
-quant!(Q5K, 352, 64, Split, centre 4, most 31, minimum true, fives, byte_scales at 320, two_halves);
-quant!(Q6K, 416, 32, Halves, centre 5, most 63, minimum false, sixes, signed_scales at 384, one_half);
+/// Of words of scale and zero: `d`, and `(8 - zero) * d`, which centred quants need added per unit of x.
+///
+/// # Safety
+/// 64 readable bytes.
+#[inline(always)]
+unsafe fn words<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
+    // SAFETY: the caller's promise.
+    let words = unsafe { s.load_i(p) };
+    let d = s.as_float(s.and(words, s.splat_i(!(int4::ZERO as i32))));
+    let zero = s.to_f(s.and(words, s.splat_i(int4::ZERO as i32)));
+    [d, s.mul(d, s.sub(s.splat(8.0), zero))]
+}
+
+/// [`words`] at the scales.
+///
+/// # Safety
+/// `p` points at the scales.
+#[inline(always)]
+#[allow(clippy::extra_unused_type_parameters)] // called like the others
+unsafe fn word_scales<S: Isa, Q>(s: S, _: [S::F; 2], p: *const u8) -> [S::F; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { words(s, p) }
+}
+
+/// What the header says.
+///
+/// # Safety
+/// None: reads nothing.
+#[inline(always)]
+#[allow(clippy::extra_unused_type_parameters)] // called like the others
+unsafe fn header_scales<S: Isa, Q>(_: S, header: [S::F; 2], _: *const u8) -> [S::F; 2] {
+    header
+}
+
+quant!(Q4_0, 288, 0, per 1, Chain, centre 3, most 15, minimum false, nibbles, half_scales at 256, no_header);
+quant!(Q4_1, 320, 0, per 1, Chain, centre 3, most 15, minimum true, nibbles, half_scales at 256, no_header);
+quant!(Q5_0, 352, 0, per 1, Split, centre 4, most 31, minimum false, fives, half_scales at 320, no_header);
+quant!(Q5_1, 384, 0, per 1, Split, centre 4, most 31, minimum true, fives, half_scales at 320, no_header);
+quant!(Q8_0, 544, 0, per 1, Split, centre 7, most 255, minimum false, bytes, half_scales at 512, no_header);
+quant!(Q4K, 288, 64, per 8, Chain, centre 3, most 15, minimum true, nibbles, byte_scales at 256, two_halves);
+quant!(Q5K, 352, 64, per 8, Split, centre 4, most 31, minimum true, fives, byte_scales at 320, two_halves);
+quant!(Q6K, 416, 32, per 8, Halves, centre 5, most 63, minimum false, sixes, signed_scales at 384, one_half);
+quant!(I4G32, 320, 0, per 1, Chain, centre 3, most 15, minimum true, nibbles, word_scales at 256, no_header);
+quant!(I4G128, 256, 64, per 4, Chain, centre 3, most 15, minimum true, nibbles, header_scales at 0, words);
 
 macro_rules! floats {
     ($name:ident, $width:expr, $load:ident) => {

@@ -79,6 +79,7 @@ fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileFn {
         Q5_0 => Integer<super::quant::Q5_0>, Q5_1 => Integer<super::quant::Q5_1>,
         Q8_0 => Integer<super::quant::Q8_0>, Q4K => Integer<super::quant::Q4K>,
         Q5K => Integer<super::quant::Q5K>, Q6K => Integer<super::quant::Q6K>,
+        I4G32 => Integer<super::quant::I4G32>, I4G128 => Integer<super::quant::I4G128>,
         F32 => Float<super::quant::F32>, F16 => Float<super::quant::F16>, BF16 => Float<super::quant::Bf16>,
         F8 => Scaled<super::quant::F8>
     )

@@ -16,15 +16,23 @@ pub(super) fn sampling(rows: usize, live: usize) -> Vec<Problem> {
         ("top p", SampleRow { top_p: 0.7, ..base }),
         ("min p", SampleRow { min_p: 0.1, ..base }),
         ("all filters", SampleRow { top_k: 40, top_p: 0.9, min_p: 0.02, choice: 3, ..base }),
+        ("many kept", SampleRow { top_k: 3000, top_p: 0.99, ..base }),
         ("penalties", SampleRow { repetition: 1.3, presence: 0.5, frequency: 0.2, ..base }),
         ("masked", SampleRow { top_p: 0.9, mask: 1, ..base }),
         ("masked, greedy", SampleRow { temperature: 0.0, mask: 1, ..base }),
         ("penalties, greedy", SampleRow { temperature: 0.0, repetition: 1.3, presence: 0.5, frequency: 0.2, ..base }),
     ];
-    cases.iter().map(|(name, row)| sample_problem(rows, live, name, *row)).collect()
+    // Two values: more ties than a device's list of candidates is likely to hold.
+    let flat = [
+        ("top p of ties", SampleRow { top_p: 0.7, ..base }),
+        ("top k of ties", SampleRow { top_k: 2, ..base }),
+        ("all filters on ties", SampleRow { top_k: 3000, top_p: 0.8, min_p: 0.5, ..base }),
+    ];
+    let spread = cases.iter().map(|(name, row)| sample_problem(rows, live, name, *row, false));
+    spread.chain(flat.iter().map(|(name, row)| sample_problem(rows, live, name, *row, true))).collect()
 }
 
-fn sample_problem(rows: usize, live: usize, name: &str, params: SampleRow) -> Problem {
+fn sample_problem(rows: usize, live: usize, name: &str, params: SampleRow, flat: bool) -> Problem {
     let vocab: usize = 5003;
     let mut m = Maker::new(format!("sample, {name}"), rows, live);
     let mut lists: Vec<Adjust> = Vec::new();
@@ -35,7 +43,7 @@ fn sample_problem(rows: usize, live: usize, name: &str, params: SampleRow) -> Pr
         let list: Vec<Adjust> = (0..row as u32 % 7)
             .map(|i| Adjust { token: i * 331 + row as u32, count: SEEN | i, bias: if i == 3 { 4.0 } else { 0.0 } })
             .collect();
-        let (row_params, row_logits) = stable_row(row, vocab, params, &list, &masks);
+        let (row_params, row_logits) = stable_row(row, vocab, params, &list, &masks, flat);
         table.extend_from_slice(bytemuck::cast_slice::<SampleRow, u32>(&[row_params]));
         logits.extend(if row < live { row_logits } else { vec![f32::NAN; vocab] });
         lists.extend(list);
@@ -67,13 +75,24 @@ fn masks(rows: usize, words: usize) -> Vec<u32> {
 
 /// Parameters and logits whose choice does not hang on the last bits, so that f32 and f64 must agree.
 /// Row 5 carries a NaN and row 6 an infinity: faults of one row only.
-fn stable_row(row: usize, vocab: usize, params: SampleRow, list: &[Adjust], masks: &[u32]) -> (SampleRow, Vec<f32>) {
+fn stable_row(
+    row: usize,
+    vocab: usize,
+    params: SampleRow,
+    list: &[Adjust],
+    masks: &[u32],
+    flat: bool,
+) -> (SampleRow, Vec<f32>) {
     let words = vocab.div_ceil(32);
     let which = if params.mask == 0 { 0 } else { (masks.len() / words - row) as u32 };
     let mask = which.checked_sub(1).map(|m| &masks[m as usize * words..][..words]);
     let params = SampleRow { mask: which, ..params };
     let logits = |attempt: usize| -> Vec<f32> {
-        let mut z: Vec<f32> = (0..vocab).map(|i| noise(3, "logits", row + 1000 * attempt, i).powi(3) * 9.0).collect();
+        let value = |i| match noise(3, "logits", row + 1000 * attempt, i) {
+            x if flat => 0.25 * f32::from(u8::from(x > 0.0)),
+            x => x.powi(3) * 9.0,
+        };
+        let mut z: Vec<f32> = (0..vocab).map(value).collect();
         match row {
             5 => z[4000] = f32::NAN,
             6 => z[1] = f32::INFINITY,
@@ -87,6 +106,8 @@ fn stable_row(row: usize, vocab: usize, params: SampleRow, list: &[Adjust], mask
         let params = SampleRow { position: params.position + row as u32, ..params };
         let z = logits(attempt);
         let choice = |p: SampleRow, jitter: f64| {
+            // Ties are to stay.
+            let jitter = if flat { 0.0 } else { jitter };
             let moved: Vec<f64> = wide(&z).iter().enumerate().map(|(i, v)| v + jitter * (i % 3) as f64).collect();
             sample_row(&moved, &p, list, mask)
         };
