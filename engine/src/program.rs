@@ -148,6 +148,10 @@ impl Program {
         let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[blocks, kv_heads]);
         KvCache { elements, scales: format.has_scales().then(declare) }
     }
+    /// Declares the caches of keys and of values of a layer, where `format` was chosen for it.
+    pub fn kv_caches(&mut self, [k, v]: [&str; 2], format: KvFormat, shape: [usize; 4]) -> [KvCache; 2] {
+        [self.kv_cache(k, format.of_keys(), shape), self.kv_cache(v, format, shape)]
+    }
     /// Format of a cache.
     pub fn kv_format(&self, cache: KvCache) -> KvFormat {
         match self.decl(cache.elements).elem {
