@@ -232,7 +232,7 @@ impl Recorder<'_> {
         for (format, segments) in launches {
             self.linear(RowSpace::Batch, o.x, format, hidden, &segments);
         }
-        let format = self.format_of_both(o.k_cache, o.v_cache)?;
+        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
         let [_, block_size, ..] = self.program.kv_shape(o.k_cache);
         let norm = |i: usize| o.norm.map_or(0, |n| self.at(n[i]));
         let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(self.at(o.k)).ptr(self.at(o.v));
@@ -249,11 +249,6 @@ impl Recorder<'_> {
             self.store_codes(o.slot_mapping, &[(o.k, o.k_cache), (o.v, o.v_cache)]);
         }
         Ok(())
-    }
-    /// The format of values, and of the keys that go with it.
-    fn format_of_both(&self, k: KvCache, v: KvCache) -> Result<KvFormat> {
-        let [k, v] = [k, v].map(|cache| self.program.kv_format(cache));
-        if k == v.of_keys() { Ok(v) } else { Err(unsupported(format!("keys in {k} with values in {v}"))) }
     }
     /// How many of the tensors' caches, from the front, hold codes of keys.
     fn keys(&self, caches: impl IntoIterator<Item = KvCache>) -> usize {
@@ -299,7 +294,7 @@ impl Recorder<'_> {
 
     fn attention(&mut self, o: &Attention) -> Result<()> {
         self.check_head(o.head_dim)?;
-        let variant = kv_name(self.format_of_both(o.k_cache, o.v_cache)?);
+        let variant = kv_name(self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?);
         let group = o.heads / o.kv_heads;
         let head_tiles = o.kv_heads * group.div_ceil(group.next_power_of_two().min(8));
         let width = o.head_dim.next_power_of_two().max(64);

@@ -159,6 +159,14 @@ impl Program {
             _ => unreachable!("`kv_cache` declared it"),
         }
     }
+    /// The format that was chosen for a layer's caches.
+    ///
+    /// # Errors
+    /// Two formats that do not go together, in words.
+    pub fn chosen_format(&self, k: KvCache, v: KvCache) -> Result<KvFormat, String> {
+        let [k, v] = [k, v].map(|cache| self.kv_format(cache));
+        if k == v.of_keys() { Ok(v) } else { Err(format!("keys in {k} with values in {v}")) }
+    }
     /// `[blocks, block_size, kv_heads, head_dim]` of a cache.
     pub fn kv_shape(&self, cache: KvCache) -> [usize; 4] {
         self.decl(cache.elements).shape[..].try_into().expect("`kv_cache` declared four dimensions")

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use ponder_engine::backend::Bound;
 use ponder_engine::error::DeviceFault;
-use ponder_engine::format::{KvFormat, hadamard};
+use ponder_engine::format::hadamard;
 use ponder_engine::op::{self, Op};
 use ponder_engine::program::{KvCache, Program, RowSpace, Slot};
 
@@ -276,7 +276,7 @@ impl Planner<'_> {
             let rope = op::ApplyRope { x: o.q, rope: o.rope, heads: o.heads, head_dim, dim, pairing, hadamard };
             self.rope(&rope, Some((norm[0], o.eps)))?;
         }
-        let format = self.format_of_both(o.k_cache, o.v_cache)?;
+        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
         if o.hadamard != format.has_scales() {
             return Err(unsupported(format!("hadamard {} with keys and values in {format}", o.hadamard)));
         }
@@ -330,11 +330,6 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The format of values, and of the keys that go with it.
-    fn format_of_both(&self, k: KvCache, v: KvCache) -> Result<KvFormat, DeviceFault> {
-        let [k, v] = [k, v].map(|cache| self.program.kv_format(cache));
-        if k == v.of_keys() { Ok(v) } else { Err(unsupported(format!("keys in {k} with values in {v}"))) }
-    }
     /// The buffers of a cache under the names that a kernel gives its elements and scales.
     fn cache(
         &self,
@@ -379,7 +374,7 @@ impl Planner<'_> {
         ];
         buffers.extend(self.cache(o.k_cache, ["k_cache", "k_scales"])?);
         buffers.extend(self.cache(o.v_cache, ["v_cache", "v_scales"])?);
-        let format = self.format_of_both(o.k_cache, o.v_cache)?;
+        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
         let variant = variants::attention(self.profile, format, group, o.head_dim, partial);
         self.push(variant, dims, buffers, [o.kv_heads, rows, if partial { splits } else { 1 }])?;
         if partial {
