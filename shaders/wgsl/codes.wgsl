@@ -1,6 +1,6 @@
 // Stores new values as codes of $M mantissa bits under the scales of their blocks: of one tensor, or (BOTH) of
-// values, and of keys with 4. A workgroup serves one head of one row, keys first. A head with a value that is no number becomes
-// all NaN codes.
+// values, and of keys with 4. A workgroup serves one head of one row, keys first. A head with a value that is no
+// number becomes all NaN codes.
 struct Dims { heads: u32, head_dim: u32, block_size: u32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]

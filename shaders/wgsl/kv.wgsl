@@ -8,11 +8,11 @@ fn kv_pack(v: vec4<f32>) -> Quad { return v; }
 //#if KV == 3
 alias Quad = u32;
 // No f32 or f16 on the way is subnormal: a device may flush those. All NaN codes, as broken heads have, stay NaN.
-fn unpack(w: Quad, shift: u32, bias: u32, step: f32) -> vec4<f32> {
+fn unpack(w: Quad, shift: u32, bias: u32, least: f32) -> vec4<f32> {
     let code = vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u);
     let low = code & vec4<u32>(0x7fu);
     let normal = (low << vec4<u32>(shift)) + vec4<u32>(bias);
-    let small = bitcast<vec4<u32>>(vec4<f32>(low) * step);
+    let small = bitcast<vec4<u32>>(vec4<f32>(low) * least);
     let sign = (code & vec4<u32>(0x80u)) << vec4<u32>(24u);
     let broken = select(0u, 0x7fc00000u, w == 0x7f7f7f7fu);
     return bitcast<vec4<f32>>(select(normal, small, low < vec4<u32>(0x800000u >> shift)) | sign | vec4<u32>(broken));

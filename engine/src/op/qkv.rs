@@ -28,7 +28,7 @@ pub struct QkvRopeStore {
     pub rope_dim: usize,
     /// Which values form a pair.
     pub pairing: Pairing,
-    /// Whether heads of q and k go through [`mod@crate::format::hadamard`] after RoPE: the products of queries and
+    /// Whether heads of q and k go through [`crate::format::hadamard`] after RoPE: the products of queries and
     /// keys are the same, and codes round such keys better.
     pub hadamard: bool,
     /// `i32 [rows]`: `block * block_size + offset`, -1 for padding.

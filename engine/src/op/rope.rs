@@ -7,7 +7,7 @@ use crate::model::Pairing;
 use crate::program::{Program, RowSpace, Slot};
 
 /// Rotates the first `dim` values of every head of `x`, in place; with `hadamard` the whole head is then transformed
-/// by [`mod@crate::format::hadamard`].
+/// by [`crate::format::hadamard`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApplyRope {
     /// Read and written, `f32 [rows, heads * head_dim]`.
