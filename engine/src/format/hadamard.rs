@@ -55,7 +55,8 @@ mod tests {
             for column in 0..dim {
                 let unit: Vec<f64> = (0..dim).map(|i| f64::from(u8::from(i == column))).collect();
                 for (row, got) in transformed(&unit).into_iter().enumerate() {
-                    let sign = if (row % run & column % run).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                    let even = ((row % run) & (column % run)).count_ones().is_multiple_of(2);
+                    let sign = if even { 1.0 } else { -1.0 };
                     let want = if row / run == column / run { sign / (run as f64).sqrt() } else { 0.0 };
                     assert!((got - want).abs() < 1e-15, "{row} {column} of {dim}: {got}");
                 }

@@ -310,7 +310,7 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
         // SAFETY: the caller's promise.
         let code = unsafe { self.load_i8(p) };
         let code = if M == 3 { self.shl::<20>(code) } else { self.shl::<19>(code) };
-        let x = self.as_float(self.and(code, self.splat_i((1 << 31 | 0x7f << F8::<M>::SHIFT) as i32)));
+        let x = self.as_float(self.and(code, self.splat_i(1 << 31 | 0x7f << F8::<M>::SHIFT)));
         let (near, far) = (power(64), power(F8::<M>::REBIAS - 64) * scale);
         self.mul(self.mul(x, self.splat(near)), self.splat(far))
     }
