@@ -84,14 +84,14 @@ struct Run<KvF32, N> {
         return found;
     }
 };
-template <u32 N>
-struct Run<KvE4M3, N> {
+template <u32 M, u32 N>
+struct Run<KvF8<M>, N> {
     static const u32 TERMS = 1, WORDS = (N + 3) / 4;
     u32 w[WORDS];
     DEVICE void load(const u8* p) { load_words<N>(w, p); }
-    DEVICE u32 pair(u32 i, u32) const { return broken() ? 0x7FC07FC0u : bf16x2_of_e4m3(w[i / 2] >> (16 * (i % 2))); }
+    DEVICE u32 pair(u32 i, u32) const { return broken() ? 0x7FC07FC0u : bf16x2_of_f8<M>(w[i / 2] >> (16 * (i % 2))); }
     /// A head that is not finite holds this code everywhere.
-    DEVICE bool broken() const { return (w[0] & 0xFFu) == KvE4M3::NOT_A_NUMBER; }
+    DEVICE bool broken() const { return (w[0] & 0xFFu) == KvF8<M>::NOT_A_NUMBER; }
 };
 
 /// The cache as the rows of one sequence see it.
@@ -167,7 +167,7 @@ DEVICE bool gather_columns(Columns& columns, u32 row, u32 live, const u32* posit
 /// 16 tokens, M at a time; inside an mma lane (g, t) has tokens g and g + 8, dimensions 8 * t.. of 32.
 template <class Kv, u32 J>
 DEVICE void score(const Cache& cache, const Columns& columns, const float* q, u32 heads, u32 origin, u32 from, u32 to, float scale, float* scores) {
-    typedef Run<Kv, 8> Keys;
+    typedef Run<typename Kv::Keys, 8> Keys;
     const u32 M = J == 1 ? 4 : 2, g = lane_of() / 4, t = lane_of() % 4;
     for (u32 tile = (from - origin) / 16 + warp_of(); tile * 16 < to - origin; tile += ATTENTION_WARPS * M) {
         float c[M][J][4] = {};

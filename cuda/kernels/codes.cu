@@ -1,4 +1,4 @@
-// The store of new keys and values in a cache of E4M3 codes, after qkv_finish or scales_of has set the
+// The store of new keys and values in caches of FP8 codes, after qkv_finish or scales_of has set the
 // scales of the blocks that rows begin. A warp serves a head.
 #include "ponder.cuh"
 
@@ -11,9 +11,9 @@ DEVICE u32 largest_of(const float* x, u32 dim) {
     return warp_max(largest);
 }
 
-/// Sets the scales of blocks that rows begin. grid (kv_heads / HEADS_PER_BLOCK, rows).
+/// Sets the scales of blocks that rows begin, for E3M4 (`keys`) or E4M3. grid (kv_heads / HEADS_PER_BLOCK, rows).
 KERNEL(32 * HEADS_PER_BLOCK) scales_of(const u32* live, const float* x, const i32* slot_mapping, float* scales, u32 kv_heads, u32 dim,
-                                       u32 block_size) {
+                                       u32 block_size, u32 keys) {
     wait_for_previous();
     u32 row = blockIdx.y, head = blockIdx.x * HEADS_PER_BLOCK + warp_of();
     if (row >= live[0] || head >= kv_heads) return;
@@ -21,14 +21,14 @@ KERNEL(32 * HEADS_PER_BLOCK) scales_of(const u32* live, const float* x, const i3
     if (slot < 0 || (u32)slot % block_size != 0) return;
     u32 largest = largest_of(x + ((u64)row * kv_heads + head) * dim, dim);
     launch_next();
-    if (lane_of() == 0) scales[(u64)slot / block_size * kv_heads + head] = KvE4M3::scale(largest);
+    if (lane_of() == 0) scales[(u64)slot / block_size * kv_heads + head] = keys ? KvE3M4::scale(largest) : KvE4M3::scale(largest);
 }
 EXPORT(scales_of)
 
-/// Stores one tensor, or keys and values. A head with a value that is no number becomes all NaN codes.
-/// grid (kv_heads / HEADS_PER_BLOCK, rows, tensors).
+/// Stores one tensor, or keys and values, the first `keys` of them as E3M4, the others as E4M3. A head with a value that
+/// is no number becomes all NaN codes. grid (kv_heads / HEADS_PER_BLOCK, rows, tensors).
 KERNEL(32 * HEADS_PER_BLOCK) store_codes(const u32* live, const i32* slot_mapping, const float* k, const float* k_scales, u8* k_cache,
-                                         const float* v, const float* v_scales, u8* v_cache, u32 kv_heads, u32 dim, u32 block_size) {
+                                         const float* v, const float* v_scales, u8* v_cache, u32 kv_heads, u32 dim, u32 block_size, u32 keys) {
     wait_for_previous();
     u32 row = blockIdx.y, head = blockIdx.x * HEADS_PER_BLOCK + warp_of();
     if (row >= live[0] || head >= kv_heads) return;
@@ -40,6 +40,9 @@ KERNEL(32 * HEADS_PER_BLOCK) store_codes(const u32* live, const i32* slot_mappin
     float inverse = float_of(0x7F000000u - bits_of(scale)); // of a power of two
     bool broken = largest_of(from, dim) >= 0x7F800000u;
     launch_next();
-    for (u32 i = lane_of(); i < dim; i += 32) to[i] = broken ? KvE4M3::NOT_A_NUMBER : KvE4M3::encode(from[i] * inverse);
+    for (u32 i = lane_of(); i < dim; i += 32) {
+        float x = from[i] * inverse;
+        to[i] = broken ? KvE4M3::NOT_A_NUMBER : blockIdx.z < keys ? KvE3M4::encode(x) : KvE4M3::encode(x);
+    }
 }
 EXPORT(store_codes)

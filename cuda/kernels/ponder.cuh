@@ -182,11 +182,12 @@ struct Operand {
     }
 };
 
-/// Two E4M3 codes, of the low and the second byte, as bf16, exactly; the NaN code is not for it. A code's exponent
-/// and mantissa where a bf16 has its own are 2^-120 of the number.
-DEVICE u32 bf16x2_of_e4m3(u32 codes) {
+/// Two FP8 codes of M mantissa bits, of the low and the second byte, as bf16, exactly; the NaN code is not for it. A
+/// code's exponent and mantissa where a bf16 has its own are 2^-120 of the number (M 3), or 2^-124 (M 4).
+template <u32 M>
+DEVICE u32 bf16x2_of_f8(u32 codes) {
     u32 spread = (codes & 0xFFu) | (codes & 0xFF00u) << 8;
-    return fma_bf16x2((spread & 0x007F007Fu) << 4, 0x7B807B80u, 0x80008000u) | (spread & 0x00800080u) << 8;
+    return fma_bf16x2((spread & 0x007F007Fu) << (7 - M), M == 3 ? 0x7B807B80u : 0x7D807D80u, 0x80008000u) | (spread & 0x00800080u) << 8;
 }
 
 /// Sum over a warp, the same bits in every lane.
@@ -223,50 +224,52 @@ DEVICE float activate(float x, u32 kind) {
 }
 
 // --- formats of cached keys and values ---------------------------------------------------------
-// SCALED formats hold codes to be multiplied with the scale of their block and head, a power of two.
+// SCALED formats hold codes to be multiplied with the scale of their block and head, a power of two. A format is that
+// of values; Keys is that of the keys beside them.
 struct KvF32 {
+    typedef KvF32 Keys;
     typedef float Stored;
     static const bool SCALED = false;
-    static DEVICE float decode(float x) { return x; }
     static DEVICE float encode(float x) { return x; }
 };
 struct KvF16 {
+    typedef KvF16 Keys;
     typedef u16 Stored;
     static const bool SCALED = false;
-    static DEVICE float decode(u16 x) { return f32_of_f16(x); }
     static DEVICE u16 encode(float x) { return f16_of_f32(x); }
 };
 struct KvBF16 {
+    typedef KvBF16 Keys;
     typedef u16 Stored;
     static const bool SCALED = false;
-    static DEVICE float decode(u16 x) { return f32_of_bf16(x); }
     static DEVICE u16 encode(float x) { return bf16_of_f32(x); }
 };
 
-/// FP8 E4M3. The formulas are those of the engine's `format::e4m3`; integers only, so no value is flushed.
-struct KvE4M3 {
+/// FP8 with M mantissa bits. The formulas are those of the engine's `format::f8`; integers only, so no value is flushed.
+template <u32 M>
+struct KvF8 {
+    typedef KvF8<4> Keys;
     typedef u8 Stored;
     static const bool SCALED = true;
     static const u8 NOT_A_NUMBER = 0x7F;
-    static DEVICE float decode(u8 code) {
-        u32 low = code & 0x7Fu;
-        u32 bits = low < 8 ? bits_of((float)low * 0.001953125f) : (low << 20) + 0x3C000000u;
-        return float_of(bits | (code & 0x80u) << 24);
-    }
-    /// The nearest code, ties to even; beyond 448 it saturates. NaN is not for it.
+    static const u32 SHIFT = 23 - M, REBIAS = 128 - (1 << (6 - M));
+    /// The nearest code, ties to even; beyond the largest it saturates. NaN is not for it.
     static DEVICE u8 encode(float x) {
-        u32 bits = bits_of(x), top = min(bits & 0x7FFFFFFFu, 0x43E00000u);
-        u32 normal = (top - 0x3C000000u + 0x7FFFFu + (top >> 20 & 1)) >> 20;
-        // A subnormal code counts steps of 2^-9, which is what an f32 of 2^14 has.
-        u32 steps = bits_of(float_of(top) + 16384.0f) - 0x46800000u;
-        return (u8)((top < 0x3C800000u ? steps : normal) | (bits >> 24 & 0x80u));
+        u32 bits = bits_of(x), top = min(bits & 0x7FFFFFFFu, (REBIAS << 23) + (0x7Eu << SHIFT));
+        u32 normal = (top - (REBIAS << 23) + (1u << (SHIFT - 1)) - 1 + (top >> SHIFT & 1)) >> SHIFT;
+        // A subnormal code counts the steps that an f32 of this magnitude has.
+        const u32 first = (REBIAS + 1 + SHIFT) << 23;
+        u32 steps = bits_of(float_of(top) + float_of(first)) - first;
+        return (u8)((top < (REBIAS + 1) << 23 ? steps : normal) | (bits >> 24 & 0x80u));
     }
     /// The scale of a block whose first token's largest magnitude has these bits.
     static DEVICE float scale(u32 largest) {
-        u32 exponent = min(max((largest >> 23) + 2, 67u), 187u);
-        return largest == 0 || largest >= 0x7F800000u ? 0.0625f : float_of(exponent << 23);
+        u32 exponent = min(max((largest >> 23) + (M == 3 ? 2 : 0), 67u), 187u);
+        return largest == 0 || largest >= 0x7F800000u ? (M == 3 ? 0.0625f : 1.0f) : float_of(exponent << 23);
     }
 };
+typedef KvF8<3> KvE4M3;
+typedef KvF8<4> KvE3M4;
 
 // As in weight.cuh: a module may hold the kernels of one cache format only.
 #if defined(VARIANT)

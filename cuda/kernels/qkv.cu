@@ -1,5 +1,5 @@
-// What follows the q, k and v products: norm of heads, RoPE, the store into the paged cache, in one
-// launch; and the same as small ops. A warp holds a head in shared memory.
+// What follows the q, k and v products: norm of heads, RoPE, the transform of those whose keys become codes, the
+// store into the paged cache, in one launch; and the same as small ops. A warp holds a head in shared memory.
 #include "ponder.cuh"
 
 const u32 HEADS_PER_BLOCK = 4, MAX_DIM = 256;
@@ -14,13 +14,28 @@ DEVICE void rotate(float* head, const float* rope, u32 dim, u32 pairing) {
     }
 }
 
+/// The transform of the engine's `format::hadamard`, of `head` in place; all lanes of the warp. Runs of `run` values,
+/// a power of two; nothing where that is 1.
+DEVICE void hadamard(float* head, u32 dim, u32 run) {
+    for (u32 apart = 1; apart < run; apart *= 2) {
+        float factor = 2 * apart == run ? 1.0f / sqrtf((float)run) : 1.0f;
+        for (u32 i = lane_of(); i < dim / 2; i += 32) {
+            u32 at = 2 * i - i % apart;
+            float a = head[at], b = head[at + apart];
+            head[at] = (a + b) * factor;
+            head[at + apart] = (a - b) * factor;
+        }
+        __syncwarp();
+    }
+}
+
 /// grid ((heads + 2 * kv_heads) / HEADS_PER_BLOCK, rows): first the heads of q, then of k, then of v.
 /// For a cache with scales it leaves k as it shall be stored and sets the scales of blocks that rows begin;
 /// store_codes follows.
 template <class Kv>
 DEVICE void qkv_finish(const u32* live, float* q, float* k, const float* v, const float* norm_q, const float* norm_k, float eps,
                        const float* rope, u32 rope_dim, u32 pairing, const i32* slot_mapping, void* k_cache, void* v_cache, u32 heads,
-                       u32 kv_heads, u32 dim, float* k_scales, float* v_scales, u32 block_size) {
+                       u32 kv_heads, u32 dim, float* k_scales, float* v_scales, u32 block_size, u32 run) {
     SHARED(float, shared, HEADS_PER_BLOCK * MAX_DIM);
     wait_for_previous();
     u32 row = blockIdx.y, head = blockIdx.x * HEADS_PER_BLOCK + warp_of();
@@ -43,6 +58,7 @@ DEVICE void qkv_finish(const u32* live, float* q, float* k, const float* v, cons
     __syncwarp();
     if (part != 2) rotate(mine, rope + (u64)row * rope_dim, rope_dim, pairing);
     __syncwarp();
+    if (part != 2) hadamard(mine, dim, run);
     launch_next();
     if (part == 0) {
         for (u32 i = lane_of(); i < dim; i += 32) q[((u64)row * heads + local) * dim + i] = mine[i];
@@ -58,7 +74,8 @@ DEVICE void qkv_finish(const u32* live, float* q, float* k, const float* v, cons
         }
         if ((u32)slot % block_size != 0) return;
         largest = warp_max(largest);
-        if (lane_of() == 0) (part == 1 ? k_scales : v_scales)[(u64)slot / block_size * kv_heads + local] = KvE4M3::scale(largest);
+        float scale = part == 1 ? KvE3M4::scale(largest) : KvE4M3::scale(largest);
+        if (lane_of() == 0) (part == 1 ? k_scales : v_scales)[(u64)slot / block_size * kv_heads + local] = scale;
         return;
     }
     typename Kv::Stored* to = (typename Kv::Stored*)(part == 1 ? k_cache : v_cache) + ((u64)slot * kv_heads + local) * dim;
@@ -79,9 +96,9 @@ DEVICE void kv_store(const u32* live, const float* x, const i32* slot_mapping, v
     KERNEL(32 * HEADS_PER_BLOCK) qkv_finish_##kv(const u32* live, float* q, float* k, const float* v,                 \
         const float* norm_q, const float* norm_k, float eps, const float* rope, u32 rope_dim, u32 pairing,            \
         const i32* slot_mapping, void* k_cache, void* v_cache, u32 heads, u32 kv_heads, u32 dim, float* k_scales,     \
-        float* v_scales, u32 block_size) {                                                                            \
+        float* v_scales, u32 block_size, u32 run) {                                                                   \
         qkv_finish<Kv##kv>(live, q, k, v, norm_q, norm_k, eps, rope, rope_dim, pairing, slot_mapping, k_cache,        \
-            v_cache, heads, kv_heads, dim, k_scales, v_scales, block_size);                                           \
+            v_cache, heads, kv_heads, dim, k_scales, v_scales, block_size, run);                                      \
     }                                                                                                                 \
     EXPORT(qkv_finish_##kv)
 #define STORE(kv)                                                                                                     \
@@ -94,11 +111,15 @@ EACH_CACHE(FINISH)
 EACH_PLAIN_CACHE(STORE)
 
 /// RoPE as a small op. grid (heads / HEADS_PER_BLOCK, rows).
-KERNEL(32 * HEADS_PER_BLOCK) apply_rope(const u32* live, float* x, const float* rope, u32 heads, u32 head_dim, u32 dim, u32 pairing) {
+KERNEL(32 * HEADS_PER_BLOCK) apply_rope(const u32* live, float* x, const float* rope, u32 heads, u32 head_dim, u32 dim, u32 pairing,
+                                        u32 run) {
     wait_for_previous();
     u32 row = blockIdx.y, head = blockIdx.x * HEADS_PER_BLOCK + warp_of();
     if (row >= live[0] || head >= heads) return;
-    rotate(x + ((u64)row * heads + head) * head_dim, rope + (u64)row * dim, dim, pairing);
+    float* mine = x + ((u64)row * heads + head) * head_dim;
+    rotate(mine, rope + (u64)row * dim, dim, pairing);
+    __syncwarp();
+    hadamard(mine, head_dim, run);
     launch_next();
 }
 EXPORT(apply_rope)

@@ -163,7 +163,7 @@ struct WeightF8_E4M3 {
     DEVICE void fragment(u32 s, u32, u32 (&a)[4]) const {
         U32x4 w = words[s / 2];
         u32 half[2] = {s % 2 ? w.z : w.x, s % 2 ? w.w : w.y};
-        for (u32 i = 0; i < 4; i++) a[i] = bf16x2_of_e4m3(half[i / 2] >> (16 * (i % 2)));
+        for (u32 i = 0; i < 4; i++) a[i] = bf16x2_of_f8<3>(half[i / 2] >> (16 * (i % 2)));
     }
     DEVICE void load_scales(const u8* scales, u32, u32 g) {
         for (u32 h = 0; h < 2; h++) d[h] = float_of(load_stream(scales + (g + 8 * h) * 4));

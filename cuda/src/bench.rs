@@ -269,7 +269,7 @@ impl<D: Device> Bench<'_, D> {
         let mut p = Program::new("attention", rows, rows);
         let q = p.slot("q", Role::Input, Elem::F32, &[rows, heads * head_dim]);
         let shape = [rows * max_blocks, block_size, kv_heads, head_dim];
-        let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| p.kv_cache(name, format, shape));
+        let [k_cache, v_cache] = p.kv_caches(["k_cache", "v_cache"], format, shape);
         let positions = p.slot("positions", Role::Input, Elem::U32, &[rows]);
         let row_seq = p.slot("row_seq", Role::Input, Elem::U32, &[rows]);
         let block_tables = p.slot("block_tables", Role::Input, Elem::U32, &[rows, max_blocks]);

@@ -4,7 +4,7 @@
 //! kernels from input buffers.
 
 use ponder_engine::error::{DeviceFault, Error, Result};
-use ponder_engine::format::{Format, KvFormat};
+use ponder_engine::format::{Format, KvFormat, hadamard};
 use ponder_engine::model::{Activation, Pairing};
 use ponder_engine::op::*;
 use ponder_engine::program::{Elem, KvCache, Program, RowSpace, Slot};
@@ -55,13 +55,14 @@ pub fn format_name(format: Format) -> &'static str {
     format.name()
 }
 
-/// As [`format_name`].
+/// As [`format_name`]; a variant is named by the format of values.
 pub fn kv_name(format: KvFormat) -> &'static str {
     match format {
         KvFormat::F32 => "F32",
         KvFormat::F16 => "F16",
         KvFormat::BF16 => "BF16",
         KvFormat::E4M3 => "E4M3",
+        KvFormat::E3M4 => "E3M4",
     }
 }
 
@@ -244,7 +245,7 @@ impl Recorder<'_> {
         for (format, segments) in launches {
             self.linear(RowSpace::Batch, o.x, format, hidden, &segments);
         }
-        let format = self.program.kv_format(o.k_cache);
+        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
         let [_, block_size, ..] = self.program.kv_shape(o.k_cache);
         let norm = |i: usize| o.norm.map_or(0, |n| self.at(n[i]));
         let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(self.at(o.k)).ptr(self.at(o.v));
@@ -253,6 +254,7 @@ impl Recorder<'_> {
         let [(k_cache, k_scales), (v_cache, v_scales)] = [o.k_cache, o.v_cache].map(|c| self.cache(c));
         let args = args.ptr(self.at(o.slot_mapping)).ptr(k_cache).ptr(v_cache);
         let args = args.u32(o.heads).u32(o.kv_heads).u32(o.head_dim).ptr(k_scales).ptr(v_scales).u32(block_size);
+        let args = args.u32(run(o.hadamard, o.head_dim));
         let grid = [(o.heads + 2 * o.kv_heads).div_ceil(4), self.rows(), 1];
         let variant = kv_name(format);
         self.push("qkv", variant, format!("qkv_finish_{variant}"), grid, 128, args);
@@ -260,6 +262,10 @@ impl Recorder<'_> {
             self.store_codes(o.slot_mapping, &[(o.k, o.k_cache), (o.v, o.v_cache)]);
         }
         Ok(())
+    }
+    /// How many of the tensors' caches, from the front, hold codes of keys.
+    fn keys(&self, caches: impl IntoIterator<Item = KvCache>) -> usize {
+        caches.into_iter().take_while(|c| self.program.kv_format(*c) == KvFormat::E3M4).count()
     }
     /// Addresses of a cache's elements and of its scales, 0 where it has none.
     fn cache(&self, cache: KvCache) -> (u64, u64) {
@@ -274,12 +280,14 @@ impl Recorder<'_> {
             let (codes, scales) = self.cache(cache);
             args = args.ptr(self.at(x)).ptr(scales).ptr(codes);
         }
-        let args = args.u32(kv_heads).u32(head_dim).u32(block_size);
+        let keys = self.keys(tensors.iter().map(|t| t.1));
+        let args = args.u32(kv_heads).u32(head_dim).u32(block_size).u32(keys);
         self.push("codes", "", "store_codes".into(), [kv_heads.div_ceil(4), self.rows(), tensors.len()], 128, args);
     }
     fn apply_rope(&mut self, o: &ApplyRope) {
         let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.rope));
-        let args = args.u32(o.heads).u32(o.head_dim).u32(o.dim).u32(pairing(o.pairing));
+        let args =
+            args.u32(o.heads).u32(o.head_dim).u32(o.dim).u32(pairing(o.pairing)).u32(run(o.hadamard, o.head_dim));
         self.push("qkv", "F16", "apply_rope".into(), [o.heads.div_ceil(4), self.rows(), 1], 128, args);
     }
     fn kv_store(&mut self, o: &KvStore) {
@@ -288,7 +296,7 @@ impl Recorder<'_> {
         let (elements, scales) = self.cache(o.cache);
         let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.slot_mapping));
         if o.cache.scales().is_some() {
-            let args = args.ptr(scales).u32(kv_heads).u32(head_dim).u32(block_size);
+            let args = args.ptr(scales).u32(kv_heads).u32(head_dim).u32(block_size).u32(self.keys([o.cache]));
             self.push("codes", "", "scales_of".into(), [kv_heads.div_ceil(4), self.rows(), 1], 128, args);
             return self.store_codes(o.slot_mapping, &[(o.x, o.cache)]);
         }
@@ -299,7 +307,7 @@ impl Recorder<'_> {
 
     fn attention(&mut self, o: &Attention) -> Result<()> {
         self.check_head(o.head_dim)?;
-        let variant = kv_name(self.program.kv_format(o.k_cache));
+        let variant = kv_name(self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?);
         let group = o.heads / o.kv_heads;
         let head_tiles = o.kv_heads * group.div_ceil(group.next_power_of_two().min(8));
         let width = o.head_dim.next_power_of_two().max(64);
@@ -400,6 +408,11 @@ impl Recorder<'_> {
             self.push("sample", "", kernel.into(), grid, 256, args);
         }
     }
+}
+
+/// Values of a head that are transformed together; 1 where none are.
+fn run(hadamard: bool, head_dim: usize) -> usize {
+    if hadamard { hadamard::run(head_dim) } else { 1 }
 }
 
 fn pairing(pairing: Pairing) -> usize {

@@ -73,7 +73,8 @@ fn record(format: Format) -> Program {
         );
         let [n1, n2] = ["n1", "n2"].map(|n| weight(&mut p, format!("{n}.{layer}"), Format::F32, &[HIDDEN]));
         let kv = [BLOCKS, BLOCK, KV_HEADS, DIM];
-        let [k_cache, v_cache] = ["kc", "vc"].map(|n| p.kv_cache(&format!("{n}.{layer}"), kv_format(), kv));
+        let names = ["kc", "vc"].map(|n| format!("{n}.{layer}"));
+        let [k_cache, v_cache] = p.kv_caches([&names[0], &names[1]], kv_format(), kv);
         match layer {
             0 => p.push(RmsNorm { x: residual, weight: n1, out: x, eps: 1e-5 }),
             _ => p.push(AddRmsNorm { residual, delta, weight: n1, out: x, eps: 1e-5 }),
@@ -89,6 +90,7 @@ fn record(format: Format) -> Program {
             rope,
             rope_dim: DIM,
             pairing: Pairing::Interleaved,
+            hadamard: kv_format().has_scales(),
             slot_mapping,
             k_cache,
             v_cache,

@@ -148,12 +148,24 @@ impl Program {
         let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[blocks, kv_heads]);
         KvCache { elements, scales: format.has_scales().then(declare) }
     }
+    /// Declares the caches of keys and of values of a layer, where `format` was chosen for it.
+    pub fn kv_caches(&mut self, [k, v]: [&str; 2], format: KvFormat, shape: [usize; 4]) -> [KvCache; 2] {
+        [self.kv_cache(k, format.of_keys(), shape), self.kv_cache(v, format, shape)]
+    }
     /// Format of a cache.
     pub fn kv_format(&self, cache: KvCache) -> KvFormat {
         match self.decl(cache.elements).elem {
             Elem::Kv(format) => format,
             _ => unreachable!("`kv_cache` declared it"),
         }
+    }
+    /// The format that was chosen for a layer's caches.
+    ///
+    /// # Errors
+    /// Two formats that do not go together, in words.
+    pub fn chosen_format(&self, k: KvCache, v: KvCache) -> Result<KvFormat, String> {
+        let [k, v] = [k, v].map(|cache| self.kv_format(cache));
+        if k == v.of_keys() { Ok(v) } else { Err(format!("keys in {k} with values in {v}")) }
     }
     /// `[blocks, block_size, kv_heads, head_dim]` of a cache.
     pub fn kv_shape(&self, cache: KvCache) -> [usize; 4] {

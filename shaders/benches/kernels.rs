@@ -66,8 +66,8 @@ fn model(rows: usize, logit_rows: usize, kv: KvFormat) -> Program {
             _ => p.push(op::AddRmsNorm { residual, delta, weight, out: normed, eps }),
         }
         let cache = [BLOCKS, BLOCK, KV_HEADS, HEAD_DIM];
-        let k_cache = p.kv_cache(&format!("k_cache.{layer}"), kv, cache);
-        let v_cache = p.kv_cache(&format!("v_cache.{layer}"), kv, cache);
+        let names = ["k", "v"].map(|x| format!("{x}_cache.{layer}"));
+        let [k_cache, v_cache] = p.kv_caches([&names[0], &names[1]], kv, cache);
         let (wq, wk, wv) =
             (w(&mut p, "q", width, HIDDEN), w(&mut p, "k", kv_width, HIDDEN), w(&mut p, "v", kv_width, HIDDEN));
         p.push(op::QkvRopeStore {
@@ -81,6 +81,7 @@ fn model(rows: usize, logit_rows: usize, kv: KvFormat) -> Program {
             rope,
             rope_dim: HEAD_DIM,
             pairing: Pairing::Interleaved,
+            hadamard: kv.has_scales(),
             slot_mapping,
             k_cache,
             v_cache,

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use ponder_engine::backend::Bound;
 use ponder_engine::error::DeviceFault;
+use ponder_engine::format::hadamard;
 use ponder_engine::op::{self, Op};
 use ponder_engine::program::{KvCache, Program, RowSpace, Slot};
 
@@ -271,10 +272,14 @@ impl Planner<'_> {
         }
         let (head_dim, dim, pairing) = (o.head_dim, o.rope_dim, o.pairing);
         if let Some(norm) = o.norm {
-            let rope = op::ApplyRope { x: o.q, rope: o.rope, heads: o.heads, head_dim, dim, pairing };
+            let hadamard = o.hadamard;
+            let rope = op::ApplyRope { x: o.q, rope: o.rope, heads: o.heads, head_dim, dim, pairing, hadamard };
             self.rope(&rope, Some((norm[0], o.eps)))?;
         }
-        let format = self.program.kv_format(o.k_cache);
+        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
+        if o.hadamard != format.has_scales() {
+            return Err(unsupported(format!("hadamard {} with keys and values in {format}", o.hadamard)));
+        }
         let mut buffers = vec![
             ("slot_mapping", self.plain(o.slot_mapping)?),
             ("rope", self.plain(o.rope)?),
@@ -289,12 +294,12 @@ impl Planner<'_> {
         }
         let query_heads = if o.norm.is_some() { 0 } else { o.heads };
         let variant = variants::store(self.profile, format, Some((pairing, o.norm.is_some())));
-        let mut dims = head_dims(o.kv_heads, head_dim, dim, o.eps)?;
+        let mut dims = head_dims(o.kv_heads, head_dim, dim, o.eps, o.hadamard)?;
         dims.push(("query_heads", query_heads as u32));
         dims.push(("block_size", self.program.kv_shape(o.k_cache)[1] as u32));
         self.push(variant, dims.clone(), buffers.clone(), [2 * o.kv_heads + query_heads, self.program.rows, 1])?;
         if format.has_scales() {
-            let variant = variants::codes(self.profile, true);
+            let variant = variants::codes(self.profile, format, true);
             self.push(variant, dims, buffers, [2 * o.kv_heads, self.program.rows, 1])?;
         }
         Ok(())
@@ -305,7 +310,7 @@ impl Planner<'_> {
         if let Some((norm, _)) = norm {
             buffers.push(("norm", self.plain(norm)?));
         }
-        let dims = head_dims(o.heads, o.head_dim, o.dim, norm.map_or(0.0, |(_, eps)| eps))?;
+        let dims = head_dims(o.heads, o.head_dim, o.dim, norm.map_or(0.0, |(_, eps)| eps), o.hadamard)?;
         let variant = variants::rope(self.profile, o.pairing, norm.is_some());
         self.push(variant, dims, buffers, [o.heads, self.program.rows, 1])
     }
@@ -313,14 +318,14 @@ impl Planner<'_> {
     fn kv_store(&mut self, o: &op::KvStore) -> Steps {
         let (format, [_, block_size, heads, head_dim]) =
             (self.program.kv_format(o.cache), self.program.kv_shape(o.cache));
-        let mut dims = head_dims(heads, head_dim, 0, 0.0)?;
+        let mut dims = head_dims(heads, head_dim, 0, 0.0, false)?;
         dims.extend([("query_heads", 0), ("block_size", block_size as u32)]);
         let mut buffers = vec![("slot_mapping", self.plain(o.slot_mapping)?), ("v", self.plain(o.x)?)];
         buffers.extend(self.cache(o.cache, ["v_cache", "v_scales"])?);
         let grid = [heads, self.program.rows, 1];
         self.push(variants::store(self.profile, format, None), dims.clone(), buffers.clone(), grid)?;
         if format.has_scales() {
-            self.push(variants::codes(self.profile, false), dims, buffers, grid)?;
+            self.push(variants::codes(self.profile, format, false), dims, buffers, grid)?;
         }
         Ok(())
     }
@@ -369,7 +374,8 @@ impl Planner<'_> {
         ];
         buffers.extend(self.cache(o.k_cache, ["k_cache", "k_scales"])?);
         buffers.extend(self.cache(o.v_cache, ["v_cache", "v_scales"])?);
-        let variant = variants::attention(self.profile, self.program.kv_format(o.k_cache), group, o.head_dim, partial);
+        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
+        let variant = variants::attention(self.profile, format, group, o.head_dim, partial);
         self.push(variant, dims, buffers, [o.kv_heads, rows, if partial { splits } else { 1 }])?;
         if partial {
             let dims = vec![("heads", o.heads as u32), ("quads", quads as u32), window, ("splits", splits as u32)];
@@ -438,6 +444,7 @@ fn head_dims(
     head_dim: usize,
     rope_dim: usize,
     eps: f32,
+    transform: bool,
 ) -> Result<Vec<(&'static str, u32)>, DeviceFault> {
     if !head_dim.is_multiple_of(4) || !rope_dim.is_multiple_of(4) || rope_dim > head_dim {
         return Err(unsupported(format!("heads of {head_dim} with {rope_dim} rotated: both must be multiples of 4")));
@@ -447,5 +454,7 @@ fn head_dims(
         ("head_dim", head_dim as u32),
         ("rope_dim", rope_dim as u32),
         ("eps", eps.to_bits()),
+        ("run", if transform { hadamard::run(head_dim) as u32 } else { 1 }),
+        ("factor", (hadamard::factor(head_dim) as f32).to_bits()),
     ])
 }

@@ -82,7 +82,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             var score_$h = 0.0;
             //#end
             for (var c = 0u; c < QUADS; c += 1u) {
-                let key = kv_unpack(k_cache[at + c]);
+                let key = key_unpack(k_cache[at + c]);
                 //#for h in 0..KSHARE
                 {
                     let query = q[source + $hu * QUADS + c];

@@ -92,7 +92,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
             //#end
             //#for c in 0..QUADS
             {
-                let key = kv_unpack(k_cache[at + $[c]u]);
+                let key = key_unpack(k_cache[at + $[c]u]);
                 //#for g in 0..GROUP
                 {
                     let query = subgroupBroadcast(q_$g_$[c/8], $[c%8]u);

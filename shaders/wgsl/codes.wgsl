@@ -1,6 +1,6 @@
-// Stores new values as E4M3 codes under the scales of their blocks: of one tensor, or (BOTH) of keys and
-// values. A workgroup serves one head of one row, keys first. A head with a value that is no number becomes
-// all NaN codes.
+// Stores new values as codes of $M mantissa bits under the scales of their blocks: of one tensor, or (BOTH) of
+// values, and of keys with 4. A workgroup serves one head of one row, keys first. A head with a value that is no
+// number becomes all NaN codes.
 struct Dims { heads: u32, head_dim: u32, block_size: u32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]
@@ -13,7 +13,7 @@ struct Dims { heads: u32, head_dim: u32, block_size: u32 }
 @group(0) @binding(7) var<storage, read> k_scales: array<f32>; // as v_scales
 @group(0) @binding(8) var<storage, read_write> k_cache: array<u32>; // as v_cache
 //#end
-//#include e4m3
+//#include f8
 
 @compute @workgroup_size($LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -33,7 +33,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         for (var i = lane; i < quads; i += $LANESu) { top = max(top, magnitude(k[source + i])); }
         let broken = largest_of(lane, top) >= 0x7f800000u;
         for (var i = lane; i < quads; i += $LANESu) {
-            k_cache[to + i] = select(e4m3_pack(k[source + i] * scale), 0x7f7f7f7fu, broken);
+            k_cache[to + i] = select(pack_4(k[source + i] * scale), 0x7f7f7f7fu, broken);
         }
         return;
     }
@@ -43,6 +43,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     for (var i = lane; i < quads; i += $LANESu) { top = max(top, magnitude(v[source + i])); }
     let broken = largest_of(lane, top) >= 0x7f800000u;
     for (var i = lane; i < quads; i += $LANESu) {
-        v_cache[to + i] = select(e4m3_pack(v[source + i] * scale), 0x7f7f7f7fu, broken);
+        v_cache[to + i] = select(pack_$M(v[source + i] * scale), 0x7f7f7f7fu, broken);
     }
 }

@@ -1,5 +1,5 @@
 // FP8 E4M3: value = d * code; 32 codes in two vec4, in order; d is the scale word, an f32. The formula is that of
-// the engine's `format::e4m3`; no code is NaN.
+// the engine's `format::f8`; no code is NaN.
 @group(0) @binding($Q) var<storage, read> $W_q: array<vec4<u32>>; // [panels, groups, 2, 8 rows]
 @group(0) @binding($S) var<storage, read> $W_s: array<u32>; // [panels, groups, 8 rows]
 struct $W_Group { q0: vec4<u32>, q1: vec4<u32>, s: u32 }

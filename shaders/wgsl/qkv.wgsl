@@ -1,8 +1,9 @@
 // Stores new keys and values: keys after an optional norm and RoPE (ROPE), values as they are; rotates
 // queries where the bindings suffice (QUERY, without NORM). Without ROPE it is the plain store of one tensor.
 // A workgroup serves one head of one row: keys first, then values, then queries.
-// For E4M3 (KV 3) keys are rotated in place and the scales of blocks that a row begins are set: `codes` follows.
-struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32, query_heads: u32, block_size: u32 }
+// For FP8 (KV 3) keys are rotated and transformed in place, queries too, and the scales of blocks that a row begins
+// are set, for codes of 4 mantissa bits in keys, of $M in values or the one tensor: `codes` follows.
+struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32, run: u32, factor: f32, query_heads: u32, block_size: u32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]
 @group(0) @binding(2) var<storage, read> slot_mapping: array<i32>; // [rows]
@@ -31,7 +32,13 @@ struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32, query_heads: u
 //#include rotate
 //#end
 //#if KV == 3
-//#include e4m3
+//#if ROPE
+//#include hadamard X=k
+//#end
+//#if QUERY
+//#include hadamard X=q
+//#end
+//#include f8
 //#else
 //#include kv
 //#end
@@ -63,6 +70,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             q[b] = x.z;
             q[b + 1u] = x.w;
         }
+        //#if KV == 3
+        hadamard_q(base, lane);
+        //#end
         return;
     }
     //#end
@@ -85,7 +95,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             k[source + at.x + 1u] = x.y;
             k[source + at.y] = x.z;
             k[source + at.y + 1u] = x.w;
-            top = max(top, magnitude(x));
             //#else
             let packed = kv_pack(rotate(x, unit, row));
             //#if KV == 0
@@ -100,8 +109,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             //#end
         }
         //#if KV == 3
+        hadamard_k(source, lane);
         if (begins) {
-            let scale = scale_of(largest_of(lane, top));
+            storageBarrier();
+            for (var i = 4u * lane; i < dims.head_dim; i += $[4*LANES]u) {
+                top = max(top, magnitude(vec4<f32>(k[source + i], k[source + i + 1u], k[source + i + 2u], k[source + i + 3u])));
+            }
+            let scale = scale_of_4(largest_of(lane, top));
             if (lane == 0u) { k_scales[place] = scale; }
         }
         //#end
@@ -113,7 +127,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         for (var i = 4u * lane; i < dims.head_dim; i += $[4*LANES]u) {
             top = max(top, magnitude(vec4<f32>(v[source + i], v[source + i + 1u], v[source + i + 2u], v[source + i + 3u])));
         }
-        let scale = scale_of(largest_of(lane, top));
+        let scale = scale_of_$M(largest_of(lane, top));
         if (lane == 0u) { v_scales[place] = scale; }
     }
     //#else

@@ -1,5 +1,6 @@
-// Rotates the heads of x in place, after an optional norm of each head. A workgroup serves one head.
-struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32 }
+// Rotates the heads of x in place, after an optional norm of each head, and transforms them where dims.run says so.
+// A workgroup serves one head.
+struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32, run: u32, factor: f32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]
 @group(0) @binding(2) var<storage, read> rope: array<vec2<f32>>; // [rows, rope_dim / 2] of (cos, sin)
@@ -11,6 +12,7 @@ struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32 }
 //#include fold
 //#end
 //#include rotate
+//#include hadamard X=x
 
 @compute @workgroup_size($LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -34,4 +36,5 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         x[base + at.y] = v.z;
         x[base + at.y + 1u] = v.w;
     }
+    hadamard_x(base, lane);
 }

@@ -4,7 +4,8 @@
 //! call it. It is f32 arithmetic with one rounding per operation (no fused multiply-add), so its values
 //! are those that llama.cpp gets when it widens a file to F32.
 
-use super::{Format, e4m3, int4};
+use super::f8::{self, E4M3};
+use super::{Format, int4};
 use half::{bf16, f16};
 
 /// Elements of a K-quant superblock.
@@ -60,7 +61,7 @@ impl Format {
             Format::Q6K => &[208],
             Format::F8 => {
                 let fine = |b: &[u8]| {
-                    let codes = b[4..].iter().all(|c| c & 0x7f != e4m3::NAN);
+                    let codes = b[4..].iter().all(|c| c & 0x7f != f8::NAN);
                     codes && f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()
                 };
                 return bytes.chunks_exact(self.block_bytes()).all(fine);
@@ -82,7 +83,7 @@ fn half_at(b: &[u8], at: usize) -> f32 {
 fn f8(b: &[u8], y: &mut [f32]) {
     let d = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     for (y, &code) in y.iter_mut().zip(&b[4..]) {
-        *y = e4m3::decode(code) * d;
+        *y = E4M3::decode(code) * d;
     }
 }
 

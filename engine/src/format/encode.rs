@@ -4,7 +4,7 @@
 //! it is not what one would publish a model with. Scales are rounded to their stored precision
 //! *before* the elements are, so a block is as good as its format allows.
 
-use super::{Format, decode::scale_min_k4, e4m3, int4};
+use super::{Format, decode::scale_min_k4, f8::E4M3, int4};
 use half::{bf16, f16};
 
 impl Format {
@@ -57,9 +57,9 @@ fn range(x: &[f32]) -> (f32, f32) {
 }
 
 fn f8(x: &[f32], out: &mut Vec<u8>) {
-    let d = peak(x).abs() / e4m3::MAX;
+    let d = peak(x).abs() / E4M3::MAX;
     out.extend(d.to_le_bytes());
-    out.extend(x.iter().map(|&v| if d == 0.0 { 0 } else { e4m3::encode(v / d) }));
+    out.extend(x.iter().map(|&v| if d == 0.0 { 0 } else { E4M3::encode(v / d) }));
 }
 
 /// A zero among the levels, so that 0 is exact; the scale has the bits of an f16.

@@ -1,10 +1,12 @@
 //! How numbers are stored: the weight formats and the KV-cache formats, as rows of two tables.
 
 pub mod decode;
-pub mod e4m3;
 pub mod encode;
+pub mod f8;
+pub mod hadamard;
 pub mod int4;
 
+use f8::{E3M4, E4M3};
 use serde::{Deserialize, Serialize};
 
 /// Storage format of a weight tensor. Quantised formats are the GGUF blocks
@@ -34,7 +36,7 @@ pub enum Format {
     Q5K,
     /// 256 six-bit in 16 groups with int8 scales.
     Q6K,
-    /// FP8: an f32 scale, then 128 [`e4m3`] codes: `code * scale`. One scale per tensor, per row or per
+    /// FP8: an f32 scale, then 128 [`E4M3`] codes: `code * scale`. One scale per tensor, per row or per
     /// 128 x 128 block are all this.
     F8,
     /// INT4 of GPTQ and AWQ: a word of scale and zero ([`int4`]), then 32 nibbles: `d * (q - zero)`.
@@ -127,13 +129,17 @@ pub enum KvFormat {
     F16,
     /// The upper half of a single.
     BF16,
-    /// FP8: [`e4m3`] codes, with a scale for each block and head.
+    /// FP8: [`E4M3`] codes, with a scale for each block and head. Who chooses it has it for values, and
+    /// [`KvFormat::E3M4`] for keys.
     #[serde(rename = "fp8")]
     E4M3,
+    /// FP8 of keys: [`E3M4`] codes, as above. Nobody's choice by itself.
+    #[serde(skip)]
+    E3M4,
 }
 
 impl KvFormat {
-    /// Every format, for tables and tests.
+    /// Every format that can be chosen, for tables and tests.
     pub const ALL: [KvFormat; 4] = [KvFormat::F32, KvFormat::F16, KvFormat::BF16, KvFormat::E4M3];
 
     /// Bytes of one element.
@@ -141,12 +147,26 @@ impl KvFormat {
         match self {
             KvFormat::F32 => 4,
             KvFormat::F16 | KvFormat::BF16 => 2,
-            KvFormat::E4M3 => 1,
+            KvFormat::E4M3 | KvFormat::E3M4 => 1,
         }
     }
     /// Whether each block and head has a scale, of 4 bytes.
     pub const fn has_scales(self) -> bool {
-        matches!(self, KvFormat::E4M3)
+        matches!(self, KvFormat::E4M3 | KvFormat::E3M4)
+    }
+    /// How keys are stored where this is chosen; values are stored in itself.
+    pub const fn of_keys(self) -> KvFormat {
+        match self {
+            KvFormat::E4M3 => KvFormat::E3M4,
+            other => other,
+        }
+    }
+    /// The scale of a block and head whose first token's largest magnitude is `largest`, in formats with scales.
+    pub fn scale(self, largest: f32) -> f32 {
+        match self {
+            KvFormat::E3M4 => E3M4::scale(largest),
+            _ => E4M3::scale(largest),
+        }
     }
     /// The word for it on the command line.
     pub const fn name(self) -> &'static str {
@@ -155,6 +175,7 @@ impl KvFormat {
             KvFormat::F16 => "f16",
             KvFormat::BF16 => "bf16",
             KvFormat::E4M3 => "fp8",
+            KvFormat::E3M4 => "fp8 (keys)",
         }
     }
     /// The value after a round trip through the cache; of a format with scales, of what was divided by its scale.
@@ -163,7 +184,8 @@ impl KvFormat {
             KvFormat::F32 => x,
             KvFormat::F16 => half::f16::from_f32(x).to_f32(),
             KvFormat::BF16 => half::bf16::from_f32(x).to_f32(),
-            KvFormat::E4M3 => e4m3::decode(e4m3::encode(x)),
+            KvFormat::E4M3 => E4M3::decode(E4M3::encode(x)),
+            KvFormat::E3M4 => E3M4::decode(E3M4::encode(x)),
         }
     }
 }

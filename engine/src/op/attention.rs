@@ -1,12 +1,12 @@
 //! Causal grouped-query attention over a paged KV cache, and the store into it.
 //!
-//! A cache of codes ([`crate::format::e4m3`]) has a scale for each block and head: the store of a token
+//! A cache of codes ([`crate::format::f8`]) has a scale for each block and head: the store of a token
 //! whose place is the first of a block sets it, and later tokens of the block use it. Rows that are the first
 //! of their block come before the others, whose scale may be set in the same step.
 
 use super::{Cost, StepShape};
 use crate::backend::reference::Env;
-use crate::format::e4m3;
+use crate::format::f8;
 use crate::program::{KvCache, Program, RowSpace, Slot};
 
 /// `out[r, h] = softmax(scale * q[r, h] . K[0..=position]) V[0..=position]`, keys and values read
@@ -113,7 +113,7 @@ impl KvStore {
         };
         if let Some(scales) = self.cache.scales() {
             for &(row, slot, head) in stored.iter().filter(|(_, slot, _)| slot.is_multiple_of(block_size)) {
-                let scale = e4m3::scale(e4m3::largest(&new(env, row, head)));
+                let scale = env.kv_format(self.cache).scale(f8::largest(&new(env, row, head)));
                 env.f64s_mut(scales)[slot / block_size * heads + head] = f64::from(scale);
             }
         }
@@ -121,7 +121,7 @@ impl KvStore {
             let x = new(env, row, head);
             let rounded: Vec<f64> = match self.cache.scales() {
                 None => x.into_iter().map(|x| f64::from(env.kv_format(self.cache).round(x))).collect(),
-                Some(_) if !e4m3::largest(&x).is_finite() => vec![f64::NAN; dim],
+                Some(_) if !f8::largest(&x).is_finite() => vec![f64::NAN; dim],
                 Some(scales) => {
                     let scale = env.f64s(scales)[slot / block_size * heads + head] as f32;
                     x.into_iter().map(|x| f64::from(env.kv_format(self.cache).round(x / scale))).collect()

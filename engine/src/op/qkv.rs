@@ -28,6 +28,9 @@ pub struct QkvRopeStore {
     pub rope_dim: usize,
     /// Which values form a pair.
     pub pairing: Pairing,
+    /// Whether heads of q and k go through [`crate::format::hadamard`] after RoPE: the products of queries and
+    /// keys are the same, and codes round such keys better.
+    pub hadamard: bool,
     /// `i32 [rows]`: `block * block_size + offset`, -1 for padding.
     pub slot_mapping: Slot,
     /// Where keys go, `[blocks, block_size, kv_heads, head_dim]`.
@@ -60,8 +63,8 @@ impl QkvRopeStore {
             if let Some(norm) = self.norm {
                 parts.push(RmsNorm { x, weight: norm[i], out: x, eps: self.eps }.into());
             }
-            let (head_dim, dim, pairing) = (self.head_dim, self.rope_dim, self.pairing);
-            parts.push(ApplyRope { x, rope: self.rope, heads, head_dim, dim, pairing }.into());
+            let (head_dim, dim, pairing, hadamard) = (self.head_dim, self.rope_dim, self.pairing, self.hadamard);
+            parts.push(ApplyRope { x, rope: self.rope, heads, head_dim, dim, pairing, hadamard }.into());
         }
         let store = |x, cache| KvStore { x, cache, slot_mapping: self.slot_mapping };
         parts.push(store(self.k, self.k_cache).into());

@@ -1,11 +1,13 @@
-//! Rotary position embedding applied to heads, from host-made cos and sin.
+//! Rotary position embedding applied to heads, from host-made cos and sin, and what prepares them for narrow codes.
 
 use super::{Cost, StepShape};
 use crate::backend::reference::Env;
+use crate::format::hadamard;
 use crate::model::Pairing;
 use crate::program::{Program, RowSpace, Slot};
 
-/// Rotates the first `dim` values of every head of `x`, in place.
+/// Rotates the first `dim` values of every head of `x`, in place; with `hadamard` the whole head is then transformed
+/// by [`crate::format::hadamard`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApplyRope {
     /// Read and written, `f32 [rows, heads * head_dim]`.
@@ -20,6 +22,8 @@ pub struct ApplyRope {
     pub dim: usize,
     /// Which values form a pair.
     pub pairing: Pairing,
+    /// Whether heads are transformed.
+    pub hadamard: bool,
 }
 
 impl Pairing {
@@ -44,12 +48,17 @@ impl ApplyRope {
                     let (cos, sin) = (table[2 * i], table[2 * i + 1]);
                     (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);
                 }
+                if self.hadamard {
+                    hadamard::transform(x, hadamard::factor(self.head_dim));
+                }
             }
         }
     }
     pub(super) fn cost(&self, _: &Program, step: &StepShape) -> Cost {
         let n = (step.rows * self.heads * self.dim) as f64;
-        Cost { bytes: 8.0 * n + 4.0 * (step.rows * self.dim) as f64, flops: 3.0 * n }
+        let sums = if self.hadamard { hadamard::run(self.head_dim).ilog2() as usize + 1 } else { 0 };
+        let flops = 3.0 * n + (step.rows * self.heads * self.head_dim * sums) as f64;
+        Cost { bytes: 8.0 * n + 4.0 * (step.rows * self.dim) as f64, flops }
     }
     pub(super) fn reads(&self) -> Vec<Slot> {
         vec![self.x, self.rope]

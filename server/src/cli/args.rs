@@ -33,7 +33,7 @@ pub struct ModelArgs {
     /// Threads of the CPU backend; 0 is one per core
     #[arg(long, short, env = "PONDER_THREADS", allow_negative_numbers = true, default_value_t = 0, value_name = "N")]
     pub threads: usize,
-    /// Storage of cached keys and values: f32, f16, bf16 or fp8 (E4M3 with scales: half the memory of f16)
+    /// Storage of cached keys and values: f32, f16, bf16 or fp8 (with scales: half the memory of f16)
     #[arg(long, env = "PONDER_KV_CACHE_DTYPE", default_value = "f16", value_name = "T")]
     pub kv_cache_dtype: KvFormat,
     /// Longest prompt and answer together, in tokens [default: the model's context, at most 8192]

@@ -170,6 +170,11 @@ fn bench_perplexity_inspect_and_devices_print_what_scripts_need() {
         let text = ponder(&["inspect", "--model", &path, "--kv-cache-dtype", name]).stdout;
         assert!(text.contains("(fp8)") && text.contains("KV scales"), "{text}");
     }
+    // How keys are stored under fp8 is no choice of its own.
+    for name in ["e3m4", "fp8 (keys)"] {
+        let refused = ponder(&["inspect", "--model", &path, "--kv-cache-dtype", name]);
+        assert!(refused.stderr.contains("none of f32, f16, bf16, fp8"), "{}", refused.stderr);
+    }
     let devices = ponder(&["devices", "--json"]).json();
     let auto = devices["devices"].as_array().unwrap().iter().filter(|d| d["auto"] == true).count();
     assert_eq!(auto, 1, "{devices}");

@@ -6,7 +6,8 @@ use super::memory::{Buffer, Ptr};
 use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
-use crate::format::{KvFormat, e4m3};
+use crate::format::KvFormat;
+use crate::format::f8::{self, E3M4, E4M3};
 use crate::op;
 use crate::program::{KvCache, RowSpace};
 
@@ -61,7 +62,7 @@ impl Cache {
         let Some(scales) = self.scales.filter(|_| slot.is_multiple_of(self.block_size)) else { return };
         let block = slot / self.block_size;
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
-        let scale = e4m3::scale(level.run(Largest { x }));
+        let scale = self.format.scale(level.run(Largest { x }));
         // SAFETY: as in `scale`; a slot belongs to one row of a launch.
         unsafe { *scales.at(block * self.kv_heads + head) = scale };
     }
@@ -71,7 +72,7 @@ impl Cache {
     }
 }
 
-/// [`e4m3::largest`].
+/// [`f8::largest`].
 struct Largest<'a> {
     x: &'a [f32],
 }
@@ -87,7 +88,7 @@ impl Kernel for Largest<'_> {
             let bits = s.bits(unsafe { s.load(x.as_ptr()) });
             most = s.max_i(most, s.and(bits, s.splat_i(0x7fff_ffff)));
         }
-        f32::from_bits((s.max_lane_i(most) as u32).max(e4m3::largest(rest).to_bits()))
+        f32::from_bits((s.max_lane_i(most) as u32).max(f8::largest(rest).to_bits()))
     }
 }
 
@@ -106,9 +107,9 @@ impl Kernel for Put<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
         let whole = self.x.len() / 16 * 16;
-        if self.format == KvFormat::E4M3 && !(Largest { x: self.x }).run(s).is_finite() {
+        if self.format.has_scales() && !(Largest { x: self.x }).run(s).is_finite() {
             // SAFETY: `x.len()` bytes.
-            unsafe { self.to.write_bytes(e4m3::NAN, self.x.len()) };
+            unsafe { self.to.write_bytes(f8::NAN, self.x.len()) };
             return;
         }
         // SAFETY: `x.len()` elements behind both pointers.
@@ -119,7 +120,8 @@ impl Kernel for Put<'_> {
                     KvFormat::F32 => s.store(self.to.cast::<f32>().add(i), x),
                     KvFormat::F16 => s.store_f16(self.to.cast::<u16>().add(i), x),
                     KvFormat::BF16 => s.store_bf16(self.to.cast::<u16>().add(i), x),
-                    KvFormat::E4M3 => s.store_e4m3(self.to.add(i), s.mul(x, s.splat(self.inverse))),
+                    KvFormat::E4M3 => s.store_f8::<3>(self.to.add(i), s.mul(x, s.splat(self.inverse))),
+                    KvFormat::E3M4 => s.store_f8::<4>(self.to.add(i), s.mul(x, s.splat(self.inverse))),
                 }
             }
             for i in whole..self.x.len() {
@@ -128,7 +130,8 @@ impl Kernel for Put<'_> {
                     KvFormat::F32 => *self.to.cast::<f32>().add(i) = x,
                     KvFormat::F16 => *self.to.cast::<u16>().add(i) = half::f16::from_f32(x).to_bits(),
                     KvFormat::BF16 => *self.to.cast::<u16>().add(i) = half::bf16::from_f32(x).to_bits(),
-                    KvFormat::E4M3 => *self.to.add(i) = e4m3::encode(x * self.inverse),
+                    KvFormat::E4M3 => *self.to.add(i) = E4M3::encode(x * self.inverse),
+                    KvFormat::E3M4 => *self.to.add(i) = E3M4::encode(x * self.inverse),
                 }
             }
         }
@@ -150,7 +153,8 @@ pub unsafe fn get<S: Isa>(s: S, format: KvFormat, scale: f32, from: *const u8, t
                 KvFormat::F32 => s.load(from.cast::<f32>().add(i)),
                 KvFormat::F16 => s.load_f16(from.cast::<u16>().add(i)),
                 KvFormat::BF16 => s.load_bf16(from.cast::<u16>().add(i)),
-                KvFormat::E4M3 => s.load_e4m3(from.add(i), scale),
+                KvFormat::E4M3 => s.load_f8::<3>(from.add(i), scale),
+                KvFormat::E3M4 => s.load_f8::<4>(from.add(i), scale),
             };
             s.store(to.as_mut_ptr().add(i), x);
         }
@@ -159,7 +163,8 @@ pub unsafe fn get<S: Isa>(s: S, format: KvFormat, scale: f32, from: *const u8, t
                 KvFormat::F32 => *from.cast::<f32>().add(i),
                 KvFormat::F16 => half::f16::from_bits(*from.cast::<u16>().add(i)).to_f32(),
                 KvFormat::BF16 => half::bf16::from_bits(*from.cast::<u16>().add(i)).to_f32(),
-                KvFormat::E4M3 => e4m3::decode(*from.add(i)) * scale,
+                KvFormat::E4M3 => E4M3::decode(*from.add(i)) * scale,
+                KvFormat::E3M4 => E3M4::decode(*from.add(i)) * scale,
             };
         }
     }
@@ -172,7 +177,7 @@ pub unsafe fn get<S: Isa>(s: S, format: KvFormat, scale: f32, from: *const u8, t
 #[inline(always)]
 pub unsafe fn is_broken(format: KvFormat, from: *const u8) -> bool {
     // SAFETY: the caller's promise.
-    format == KvFormat::E4M3 && unsafe { *from } & 0x7f == e4m3::NAN
+    format.has_scales() && unsafe { *from } & 0x7f == f8::NAN
 }
 
 /// [`op::KvStore`].

@@ -235,13 +235,13 @@ floats!(F32, 4, load);
 floats!(F16, 2, load_f16);
 floats!(Bf16, 2, load_bf16);
 
-/// Codes of [`crate::format::e4m3`], before their scale.
+/// Codes of [`crate::format::f8::E4M3`], before their scale.
 pub struct F8;
 impl Floats for F8 {
     const WIDTH: usize = 1;
     #[inline(always)]
     unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F {
         // SAFETY: the caller's promise.
-        unsafe { s.load_e4m3(p, 1.0) }
+        unsafe { s.load_f8::<3>(p, 1.0) }
     }
 }

@@ -1,4 +1,5 @@
-//! What happens to heads between their projection and attention: norm, RoPE, the store into the cache.
+//! What happens to heads between their projection and attention: norm, RoPE, the transform of those whose keys become
+//! codes, the store into the cache.
 
 use super::kv::Cache;
 use super::memory::Ptr;
@@ -6,6 +7,7 @@ use super::norm::Group;
 use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
+use crate::format::hadamard;
 use crate::model::Pairing;
 use crate::op;
 use crate::program::{KvCache, RowSpace, Slot};
@@ -32,6 +34,8 @@ pub struct Heads {
     rope: Ptr<f32>,
     rope_dim: usize,
     pairing: Pairing,
+    /// Whether rotated heads are transformed too.
+    hadamard: bool,
     /// `None` where nothing is stored.
     slot_mapping: Option<Ptr<i32>>,
     eps: f32,
@@ -60,6 +64,7 @@ impl Heads {
             rope: b.ptr(o.rope),
             rope_dim: o.rope_dim,
             pairing: o.pairing,
+            hadamard: o.hadamard,
             slot_mapping: Some(b.ptr(o.slot_mapping)),
             eps: o.eps,
             level: b.level,
@@ -73,6 +78,7 @@ impl Heads {
             rope: b.ptr(o.rope),
             rope_dim: o.dim,
             pairing: o.pairing,
+            hadamard: o.hadamard,
             slot_mapping: None,
             eps: 0.0,
             level: b.level,
@@ -94,6 +100,9 @@ impl Heads {
             if kind.rotate {
                 let table = self.rope.slice(row * self.rope_dim, self.rope_dim);
                 self.level.run(Rotate { x, table, pairing: self.pairing });
+                if self.hadamard {
+                    self.level.run(Hadamard { x });
+                }
             }
             if let Some((cache, slot)) = self.place(row, kind) {
                 cache.set_scale(self.level, slot, head, x);
@@ -183,5 +192,18 @@ impl Kernel for Rotate<'_> {
                 }
             }
         }
+    }
+}
+
+/// [`hadamard::transform`] of a head.
+struct Hadamard<'a> {
+    x: &'a mut [f32],
+}
+
+impl Kernel for Hadamard<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, _: S) {
+        hadamard::transform(self.x, hadamard::factor(self.x.len()) as f32);
     }
 }

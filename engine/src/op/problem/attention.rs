@@ -28,12 +28,13 @@ pub(super) fn qkv(
     format: Format,
     with_bias: bool,
     with_norm: bool,
-    rope_dim: usize,
+    (rope_dim, head_dim): (usize, usize),
     kv: KvFormat,
 ) -> Problem {
-    let name = format!("qkv {pairing:?} {format} bias {with_bias} norm {with_norm} rope {rope_dim} {kv:?}");
+    let name =
+        format!("qkv {pairing:?} {format} bias {with_bias} norm {with_norm} rope {rope_dim} of {head_dim} {kv:?}");
     let mut m = Maker::new(name, rows, live);
-    let (hidden, heads, kv_heads, head_dim, block_size) = (256, 6, 2, 64, 16);
+    let (hidden, heads, kv_heads, block_size) = (256, 6, 2, 16);
     let x = m.input("x", hidden);
     let wq = m.weight("wq", format, &[heads * head_dim, hidden]);
     let wk = m.weight("wk", format, &[kv_heads * head_dim, hidden]);
@@ -49,7 +50,7 @@ pub(super) fn qkv(
     m.set("slot_mapping", (0..rows).map(|r| if r < live { slot_of(r) } else { -1 }).collect());
     let slot_mapping = m.program().slot("slot_mapping", Role::Input, Elem::I32, &[rows]);
     let shape = [blocks, block_size, kv_heads, head_dim];
-    let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| m.program().kv_cache(name, kv, shape));
+    let [k_cache, v_cache] = m.program().kv_caches(["k_cache", "v_cache"], kv, shape);
     let q = m.output("q", heads * head_dim, 2e-5);
     let k = m.program().scratch("k", &[rows, kv_heads * head_dim]);
     let v = m.program().scratch("v", &[rows, kv_heads * head_dim]);
@@ -64,6 +65,7 @@ pub(super) fn qkv(
         rope,
         rope_dim,
         pairing,
+        hadamard: kv.has_scales(),
         slot_mapping,
         k_cache,
         v_cache,
@@ -81,7 +83,7 @@ pub(super) fn qkv(
     let tolerance = match kv {
         KvFormat::F32 => 3e-5,
         KvFormat::F16 | KvFormat::BF16 => 6e-3,
-        KvFormat::E4M3 => 6e-2,
+        KvFormat::E4M3 | KvFormat::E3M4 => 6e-2,
     };
     let out = m.output("out", heads * head_dim, tolerance);
     m.program().push(Attention {
@@ -145,15 +147,14 @@ impl Cache {
         };
         m.set("slot_mapping", (0..rows as i32).collect());
         let slot_mapping = m.program().slot("slot_mapping", Role::Input, Elem::I32, &[rows]);
-        for (name, cache_name) in [("new_k", "k_cache"), ("new_v", "v_cache")] {
+        for (name, cache) in ["new_k", "new_v"].into_iter().zip(self.declare(m, kv, kv_heads, head_dim)) {
             m.set(name, (0..rows * width).map(|i| value(name, i)).collect());
             let x = m.program().slot(name, Role::Input, Elem::F32, &[rows, width]);
-            let cache = self.declare(m, cache_name, kv, kv_heads, head_dim);
             m.program().push(KvStore { x, cache, slot_mapping });
         }
     }
-    fn declare(&self, m: &mut Maker, name: &str, kv: KvFormat, kv_heads: usize, head_dim: usize) -> KvCache {
-        m.program().kv_cache(name, kv, [self.blocks, self.block_size, kv_heads, head_dim])
+    fn declare(&self, m: &mut Maker, kv: KvFormat, kv_heads: usize, head_dim: usize) -> [KvCache; 2] {
+        m.program().kv_caches(["k_cache", "v_cache"], kv, [self.blocks, self.block_size, kv_heads, head_dim])
     }
     /// Attention rows over all sequences: the last positions of each in turn.
     #[allow(clippy::too_many_arguments)]
@@ -180,8 +181,7 @@ impl Cache {
         }
         let block_tables = m.u32s("block_tables", &[seqs, max_blocks], tables);
         let q = m.input("q", heads * head_dim);
-        let k_cache = self.declare(m, "k_cache", kv, kv_heads, head_dim);
-        let v_cache = self.declare(m, "v_cache", kv, kv_heads, head_dim);
+        let [k_cache, v_cache] = self.declare(m, kv, kv_heads, head_dim);
         let out = m.output("out", heads * head_dim, 2e-5);
         let scale = 2.0 / (head_dim as f32).sqrt();
         m.program().push(Attention {
@@ -239,11 +239,8 @@ pub(super) fn copy_blocks(rows: usize, live: usize, kv: KvFormat) -> Problem {
         cache.tables[2][i] = *to;
     }
     let pairs = m.u32s("pairs", &[4, 2], pairs);
-    for name in ["k_cache", "v_cache"] {
-        let cache = cache.declare(&mut m, name, kv, kv_heads, head_dim);
-        for cache in cache.slots() {
-            m.program().push(CopyBlocks { pairs, cache });
-        }
+    for cache in cache.declare(&mut m, kv, kv_heads, head_dim).into_iter().flat_map(KvCache::slots) {
+        m.program().push(CopyBlocks { pairs, cache });
     }
     m.next_program(rows, live);
     cache.attend(&mut m, kv, heads, kv_heads, head_dim, None);

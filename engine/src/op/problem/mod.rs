@@ -84,8 +84,13 @@ pub fn problems(rows: usize, live: usize) -> Vec<Problem> {
         (Pairing::Interleaved, Format::F16, true, true, 32),
     ] {
         for kv in KvFormat::ALL {
-            all.push(qkv(rows, live, pairing, format, bias, norm, rope_dim, kv));
+            all.push(qkv(rows, live, pairing, format, bias, norm, (rope_dim, 64), kv));
         }
+    }
+    // Widths that the transform of keys takes whole, and in runs.
+    for head_dim in [128, 96] {
+        let (format, kv) = (Format::BF16, KvFormat::E4M3);
+        all.push(qkv(rows, live, Pairing::Halves, format, false, head_dim == 96, (64, head_dim), kv));
     }
     for kv in KvFormat::ALL {
         all.push(attention(rows, live, kv, 3, 3, 64, 16, None));

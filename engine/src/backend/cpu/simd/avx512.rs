@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Detected, Isa, Kernel};
+use super::{Detected, Isa, Kernel, power};
+use crate::format::f8::F8;
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -130,13 +131,14 @@ unsafe impl Isa for Avx512 {
         };
     }
     #[inline(always)]
-    unsafe fn load_e4m3(self, p: *const u8, scale: f32) -> __m512 {
-        // By way of f16, which has the same mantissa bits and a bias 8 higher: no subnormal f32 arises.
+    unsafe fn load_f8<const M: u32>(self, p: *const u8, scale: f32) -> __m512 {
+        // By way of f16, which has more mantissa bits and a bias that is 112 lower than an f32's: no subnormal f32 arises.
         // SAFETY: `self` proves the instructions, the caller promises 16 bytes behind the pointer.
         unsafe {
-            let wide = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
-            let half = _mm256_and_si256(wide, _mm256_set1_epi16(0xbfff_u16 as i16));
-            _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(scale * 256.0))
+            let code = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+            let wide = if M == 3 { _mm256_slli_epi16::<7>(code) } else { _mm256_slli_epi16::<6>(code) };
+            let half = _mm256_and_si256(wide, _mm256_set1_epi16((1 << 15 | 0x7f << (10 - M)) as i16));
+            _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(scale * power(F8::<M>::REBIAS - 112)))
         }
     }
     #[inline(always)]
