@@ -38,9 +38,9 @@ TEACHER_TOKENS = 16  # of the target's distribution, which lies on very few toke
 class Trainer:
     """The draft with its optimisers, checkpoint and log."""
 
-    def __init__(self, run, stage, steps, lr):
+    def __init__(self, run, stage, steps, lr, init=None):
         self.run, self.stage, self.steps, self.lr = Path(run), stage, steps, lr
-        self.model, self.step = Llama(DRAFT), 0
+        self.model, self.step = load_folder(init).train() if init else Llama(DRAFT), 0
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in self.model.named_parameters() if p.ndim != 2 or "embed" in n]
         self.muon = Muon(matrices, lr=lr)
@@ -127,7 +127,7 @@ def sample(args):
 
 
 def distill(args):
-    trainer, target = Trainer(args.run, "distill", args.steps, args.lr), load_folder(args.target)
+    trainer, target = Trainer(args.run, "distill", args.steps, args.lr, args.init), load_folder(args.target)
     rows = [json.loads(line) for line in open(Path(args.run) / "samples.jsonl")]
     rows.sort(key=lambda r: len(r["prompt"]) + len(r["ids"]))
     groups, part = [], []
@@ -189,6 +189,7 @@ if __name__ == "__main__":
     parser.add_argument("--run", default=str(HERE / "runs/draft"))
     parser.add_argument("--target", default=str(HERE.parent / "target"))
     parser.add_argument("--draft", default=str(HERE.parent / "draft"))
+    parser.add_argument("--init", help="draft folder whose weights `distill` begins with, in place of `warm`")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=4096)

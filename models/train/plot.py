@@ -26,7 +26,7 @@ def main():
     target, draft = [r for r in read("target") if "loss" in r], read("draft")
     left.plot([r["tokens"] / 1e6 for r in target], [r["loss"] for r in target], color="#2b5f8a", lw=1)
     left.set(title="target", xlabel="million training tokens", ylabel="cross-entropy of trained tokens (nats)", yscale="log")
-    for stage, colour in (("warm", "#2b5f8a"), ("distill", "#c2571a")):
+    for stage, colour in (("warm", "#2b5f8a"), ("distill", "#c2571a"), ("again", "#4a7d2b")):
         rows = [r for r in draft if r["stage"] == stage]
         right.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=colour, lw=1, label=stage)
     right.set(title="draft", xlabel="step", yscale="log")
