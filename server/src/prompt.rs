@@ -135,7 +135,7 @@ impl Prompter {
                 Some(field) => Err(Error::invalid(field, "needs a conversation, not plain text")),
             };
         };
-        if capped && !self.markers.as_ref().is_some_and(|m| m.texts().close.is_some()) {
+        if capped && self.markers.as_ref().is_none_or(|m| m.texts().close.is_none()) {
             let why = "this model has no known markers of thinking; name them with --think-start and --think-end";
             return Err(Error::invalid("thinking_token_budget", why));
         }
