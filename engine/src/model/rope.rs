@@ -74,7 +74,7 @@ impl RopeTable {
 }
 
 /// A table that remembers the angles of the positions that it was asked for: sequences pass the same positions one after
-/// another, and a sine costs more than all else that the host does for a row.
+/// another.
 #[derive(Clone, Debug)]
 pub struct RopeRows {
     table: RopeTable,

@@ -114,7 +114,8 @@ impl Markers {
     /// they are. `None`: the model has neither thinking nor tool calls.
     ///
     /// # Errors
-    /// If one marker of a pair is given without the other or is empty, or a marker cannot be recognised in the model's tokens.
+    /// If one marker of a pair is given without the other or is empty, or a marker cannot be recognised in the model's
+    /// tokens.
     pub fn find(vocab: &impl Vocabulary, template: Option<&str>, given: &MarkerTexts) -> Result<Option<Markers>> {
         let mut texts = given.clone();
         let all = [&given.open, &given.close, &given.tool_open, &given.tool_close];
