@@ -103,6 +103,10 @@ impl Budget {
         let reserve = reserve.unwrap_or(DEFAULT_RESERVE.min(max_tokens / 2)).min(max_tokens);
         Self { limit, max_tokens, reserve, landing, landed: false, extension: None, extended: false }
     }
+    /// Tokens that stay free for the answer.
+    pub fn reserve(&self) -> usize {
+        self.reserve
+    }
     /// The same with a second, larger cap.
     pub fn with_extension(self, extension: Option<Extension>) -> Self {
         Self { extension, ..self }

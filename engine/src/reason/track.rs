@@ -133,6 +133,11 @@ impl Reasoning {
         }
     }
 
+    /// Tokens that stay free for the answer.
+    pub fn answer_reserve(&self) -> usize {
+        self.budget.reserve()
+    }
+
     /// Why the thinking was closed, or will be after the next token.
     pub fn closing(&self) -> Option<CloseReason> {
         self.close_now.or(self.report().closed_by)

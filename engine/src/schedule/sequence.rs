@@ -13,7 +13,6 @@ use super::policy::Rank;
 use crate::grammar::{GrammarSource, Guide};
 use crate::kv::Parts;
 use crate::op::{Adjust, SEEN};
-use crate::reason::budget::DEFAULT_RESERVE;
 use crate::reason::{CloseReason, Decision, Label, Part, Phase, Progress, Reasoning, Span, Thinking, ThinkingReport};
 use crate::request::{Finish, Request, SamplingParams, SeqId};
 use crate::step::{Opening, SamplePlan, SeqPlan};
@@ -173,7 +172,7 @@ impl Sequence {
     }
     /// Tokens that its thinking leaves to the answer.
     pub fn answer_reserve(&self) -> usize {
-        self.params.answer_reserve.unwrap_or(DEFAULT_RESERVE).min(self.max_tokens.div_ceil(2))
+        self.reasoning.as_ref().map_or(0, Reasoning::answer_reserve)
     }
     /// Most tokens that this answer may still need in the cache.
     pub fn longest(&self) -> usize {
