@@ -85,6 +85,22 @@ def post(path, body):
     return urllib.request.urlopen(request, timeout=300).read()
 
 
+def close_marker():
+    """The id of the token that ends the thinking of the bundled model."""
+    tokens = json.loads(pathlib.Path("models/target/tokenizer.json").read_text())["added_tokens"]
+    return next(str(t["id"]) for t in tokens if t["content"] == "</think>")
+
+
+def thinks_long(tab):
+    """What the page asks from now on is thought about until the context is full or the answer is asked for, however
+    quick and sure of itself the model is: it is kept from ending the thinking, and warm enough not to loop."""
+    def ask(route):
+        body = {"temperature": 1.0, **route.request.post_data_json, "logit_bias": {close_marker(): -100}}
+        route.continue_(post_data=json.dumps(body))
+
+    tab.page.route("**/v1/chat/completions", ask)
+
+
 class Load:
     """Other clients, so that there is something to see: long answers at a temperature at which guesses go wrong."""
 
@@ -169,7 +185,8 @@ def answer_now(browser):
     tab.page.select_option("#effort", "max")
     tab.page.locator(".more summary").click()
     tab.page.fill("#system", "Think for very long.")
-    # The model thinks for a tenth of a second: the page itself presses the button as soon as it can be pressed.
+    thinks_long(tab)
+    # The page itself presses the button as soon as it can be pressed: that is long before the context is full.
     tab.page.evaluate("""() => {
         const button = document.querySelector("#answer-now");
         new MutationObserver(() => button.disabled || button.click()).observe(button, { attributes: true });
@@ -282,11 +299,12 @@ def pictures(browser):
             tab = Tab(browser, scheme)
             page = tab.page
             tab.answered(tab.ask("What is 15% of 80?"))
-            tab.budget(256)
+            tab.budget(1024)
             page.select_option("#effort", "high")
             page.locator(".more summary").click()
             page.fill("#temperature", "1")
             page.locator(".more summary").click()
+            thinks_long(tab)
             article = while_it_thinks(tab, lambda: tab.picture(f"console-chat-{scheme}"))
             tab.axe(f"chat, {scheme}")
             tab.fits("chat")
