@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 
 /// Steps with guesses after which they are judged.
 const TRIAL: usize = 12;
+/// Steps with guesses that are not judged, at first and after a rest: in them the draft catches up with all that was
+/// said meanwhile, which is the price of having rested.
+const CATCH_UP: usize = 1;
 /// Steps without guesses that are needed to judge by.
 const PLAIN: usize = 2;
 /// Rests, in steps.
@@ -46,6 +49,7 @@ struct Size {
     guessed: Rate,
     rest_left: u64,
     rest: u64,
+    catches_up: usize,
 }
 
 /// What came of steps, by sequences in powers of two.
@@ -56,7 +60,13 @@ pub struct Outcomes {
 
 impl Outcomes {
     fn size(&mut self, seqs: usize) -> &mut Size {
-        let new = || Size { plain: Rate::default(), guessed: Rate::default(), rest_left: 0, rest: REST_FIRST };
+        let new = || Size {
+            plain: Rate::default(),
+            guessed: Rate::default(),
+            rest_left: 0,
+            rest: REST_FIRST,
+            catches_up: CATCH_UP,
+        };
         self.sizes.entry(usize::BITS - seqs.leading_zeros()).or_insert_with(new)
     }
 
@@ -70,13 +80,17 @@ impl Outcomes {
         if !guessed {
             return size.plain.observe(tokens, us);
         }
+        if size.catches_up > 0 {
+            size.catches_up -= 1;
+            return;
+        }
         size.guessed.observe(tokens, us);
         if size.guessed.steps < TRIAL || size.plain.steps < PLAIN {
             return;
         }
         if size.guessed.per_us() < size.plain.per_us() {
             (size.rest_left, size.rest) = (size.rest, (2 * size.rest).min(REST_LAST));
-            size.guessed = Rate::default();
+            (size.guessed, size.catches_up) = (Rate::default(), CATCH_UP);
         } else if size.guessed.steps > 20 * TRIAL {
             size.rest = REST_FIRST;
         }
@@ -97,11 +111,19 @@ mod tests {
 
     /// Steps out of 2,000 with guesses, where those make `tokens` in `us` and others one in 100.
     fn guessed(tokens: usize, us: impl Fn(usize) -> f64) -> usize {
+        guessed_after_catching_up(tokens, us, 0.0)
+    }
+
+    /// The same where every first step with guesses takes `more`.
+    fn guessed_after_catching_up(tokens: usize, us: impl Fn(usize) -> f64, more: f64) -> usize {
+        let mut rested = true;
         let mut outcomes = Outcomes::default();
         (0..4).for_each(|_| outcomes.observe(1, false, 1, 100.0));
         let step = |i: usize| {
             let rests = outcomes.rests(1);
-            let (made, took) = if rests { (1, 100.0) } else { (tokens, us(i)) };
+            let late = if rested && !rests { more } else { 0.0 };
+            rested = rests;
+            let (made, took) = if rests { (1, 100.0) } else { (tokens, us(i) + late) };
             outcomes.observe(1, !rests, made, took);
             usize::from(!rests)
         };
@@ -114,6 +136,8 @@ mod tests {
         assert!(guessed(3, |_| 310.0) < 80, "a loss is tried a few times");
         // Disturbed steps do not make a good guesser rest.
         assert!(guessed(3, |i| if i % 40 == 7 { 50_000.0 } else { 200.0 }) > 1900);
+        // What it cost to catch up after a rest does not begin the next.
+        assert!(guessed_after_catching_up(3, |i| if i < 40 { 400.0 } else { 250.0 }, 2_000.0) > 1500);
         // It pays from some time on: it is found.
         assert!(guessed(3, |i| if i < 300 { 400.0 } else { 150.0 }) > 1000);
     }
@@ -124,7 +148,7 @@ mod tests {
         for seqs in [1, 16] {
             (0..4).for_each(|_| outcomes.observe(seqs, false, seqs, 100.0));
         }
-        (0..TRIAL).for_each(|_| outcomes.observe(16, true, 32, 300.0));
+        (0..TRIAL + CATCH_UP).for_each(|_| outcomes.observe(16, true, 32, 300.0));
         assert!(outcomes.rests(16) && outcomes.rests(31) && !outcomes.rests(1) && !outcomes.rests(15));
     }
 }
