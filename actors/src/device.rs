@@ -4,9 +4,9 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use ponder_engine::backend::Backend;
 use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::model::runner::ModelRunner;
@@ -99,25 +99,8 @@ impl DeviceThread {
     }
 }
 
-/// How long the thread gives way to others, without sleeping, for the next batch: longer than a step's messages take,
-/// because a core that fell asleep answers tens of microseconds later.
-const ATTENTIVE: Duration = Duration::from_micros(500);
-
-/// The next work; `None` when nobody can send any more.
-fn next(inbox: &Receiver<Work>) -> Option<Work> {
-    let since = Instant::now();
-    while since.elapsed() < ATTENTIVE {
-        match inbox.try_recv() {
-            Ok(work) => return Some(work),
-            Err(TryRecvError::Disconnected) => return None,
-            Err(TryRecvError::Empty) => std::thread::yield_now(),
-        }
-    }
-    inbox.recv().ok()
-}
-
 fn serve(mut model: Box<dyn BatchRunner>, inbox: &Receiver<Work>) {
-    while let Some(work) = next(inbox) {
+    while let Ok(work) = inbox.recv() {
         if work(&mut *model) {
             // After a panic or a lost device nothing in here can be trusted, its destructors included.
             std::mem::forget(model);

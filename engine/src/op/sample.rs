@@ -20,7 +20,8 @@ pub const ERROR_TOKEN: u32 = u32::MAX;
 /// Samples one token per live logit row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// `f32 [logit_rows, vocab]`, left as they are: the host may read them after the launch.
+    /// `f32 [logit_rows, vocab]`. Rows of [`SampleRow::default`] without adjustments (greedy, nothing filtered) are
+    /// left as they are, and the host may read them after the launch; of others a backend may make what it likes.
     pub logits: Slot,
     /// [`SampleRow`]s as `u32 [logit_rows, 12]`.
     pub params: Slot,

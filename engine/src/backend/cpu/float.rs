@@ -28,15 +28,8 @@ pub(super) struct Float<W, const T: usize>(PhantomData<W>);
 impl<W: Floats, const T: usize> Tile for Float<W, T> {
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
-        // A fused multiply-add takes four cycles, so few rows take several panels at once.
         // SAFETY: the arguments describe `count` panels, a tile of `T` rows and their outputs.
-        unsafe {
-            match T {
-                1 | 2 => float_panels::<S, W, T, 4, false>(s, a),
-                4 => float_panels::<S, W, T, 2, false>(s, a),
-                _ => float_panels::<S, W, T, 1, false>(s, a),
-            }
-        }
+        unsafe { float_tile::<S, W, T, false>(s, a) }
     }
 }
 
@@ -47,12 +40,23 @@ impl<W: Floats, const T: usize> Tile for Scaled<W, T> {
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
         // SAFETY: as for [`Float`].
-        unsafe {
-            match T {
-                1 | 2 => float_panels::<S, W, T, 4, true>(s, a),
-                4 => float_panels::<S, W, T, 2, true>(s, a),
-                _ => float_panels::<S, W, T, 1, true>(s, a),
-            }
+        unsafe { float_tile::<S, W, T, true>(s, a) }
+    }
+}
+
+/// A fused multiply-add takes four cycles, so few rows take several panels at once: as many as leave all sums in
+/// registers.
+///
+/// # Safety
+/// As [`TileFn`].
+#[inline(always)]
+unsafe fn float_tile<S: Isa, W: Floats, const T: usize, const SCALED: bool>(s: S, a: TileArgs) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match S::SUMS / T {
+            4.. => float_panels::<S, W, T, 4, SCALED>(s, a),
+            2 | 3 => float_panels::<S, W, T, 2, SCALED>(s, a),
+            _ => float_panels::<S, W, T, 1, SCALED>(s, a),
         }
     }
 }

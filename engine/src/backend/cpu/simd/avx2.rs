@@ -77,6 +77,7 @@ unsafe impl Isa for Avx2 {
     type F = F;
     type I = I;
     const MAX_TILE: usize = 4;
+    const SUMS: usize = 4;
 
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Out {

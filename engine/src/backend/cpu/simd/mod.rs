@@ -166,6 +166,8 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     type I: Copy;
     /// Most rows that a linear tile of this level holds in registers.
     const MAX_TILE: usize;
+    /// Sums of 16 lanes that stay in registers beside the weights and the activation that they are made of.
+    const SUMS: usize;
 
     /// Runs `kernel` in a function compiled for these instructions.
     fn call<K: Kernel>(self, kernel: K) -> K::Out;

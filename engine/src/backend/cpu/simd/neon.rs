@@ -90,6 +90,7 @@ unsafe impl Isa for Neon {
     type F = F;
     type I = I;
     const MAX_TILE: usize = 4;
+    const SUMS: usize = 4;
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Out {

@@ -37,6 +37,7 @@ unsafe impl Isa for Portable {
     type F = F;
     type I = I;
     const MAX_TILE: usize = 4;
+    const SUMS: usize = 4;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Out {
         kernel.run(self)
