@@ -16,6 +16,7 @@ pub const KERNELS: &[File] = kernels![
     "codes.cu",
     "elementwise.cu",
     "embed.cu",
+    "latent.cu",
     "linear.cu",
     "mlp.cu",
     "norm.cu",

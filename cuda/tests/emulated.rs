@@ -47,7 +47,7 @@ fn chunks_keep_their_bits() {
 #[test]
 fn a_chunk_attends_as_its_rows_do() {
     let Some(mut backend) = emulator(5) else { return };
-    let attends = |p: &Problem| ["attention", "qkv"].iter().any(|name| p.name.starts_with(name));
+    let attends = |p: &Problem| ["attention", "qkv", "latent"].iter().any(|name| p.name.starts_with(name));
     let pairs = problems(128, 64).into_iter().zip(problems(64, 64)).filter(|(many, _)| attends(many));
     // Every second one has every format and every shape.
     for (many, few) in pairs.step_by(2) {
