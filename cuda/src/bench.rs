@@ -13,8 +13,10 @@ use ponder_engine::model::family::Family;
 use ponder_engine::model::record::{Capacity, KvShape, names, record};
 use ponder_engine::model::{ModelConfig, Pairing, Rope, RopeScaling};
 use ponder_engine::op::problem::noise;
-use ponder_engine::op::{AddRmsNorm, Attention, CopyBlocks, GatedMlp, Linear, Sample, SampleRow, StepShape};
-use ponder_engine::program::{Elem, Program, Role, RowSpace, SlotDecl};
+use ponder_engine::op::{
+    AddRmsNorm, Attention, CopyBlocks, GatedMlp, LatentAttention, Linear, Sample, SampleRow, StepShape,
+};
+use ponder_engine::program::{Elem, LatentShape, Program, Role, RowSpace, Slot, SlotDecl};
 use serde::Serialize;
 
 use crate::backend::{Buffer, Cuda};
@@ -23,7 +25,7 @@ use crate::device::Device;
 /// How large the cases are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Llama-8B and Llama-70B shapes.
+    /// Llama-8B and Llama-70B shapes, and DeepSeek-V3's attention.
     Full,
     /// The same cases in the smallest shapes that run, to test this file.
     Tiny,
@@ -76,6 +78,7 @@ pub fn run<D: Device>(backend: &mut Cuda<D>, scale: Scale, say: &mut dyn FnMut(&
     bench.copy_bandwidth()?;
     bench.products()?;
     bench.attention()?;
+    bench.latent()?;
     bench.norms()?;
     bench.sampling()?;
     bench.decode()?;
@@ -105,6 +108,31 @@ fn random_weight(format: Format, n: usize, k: usize) -> Vec<u8> {
     let row_bytes = bytes.len() / made;
     (made..n).for_each(|row| bytes.extend_from_within(row % made * row_bytes..(row % made + 1) * row_bytes));
     bytes
+}
+
+/// Tokens of a block in the cases of attention.
+const BLOCK_SIZE: usize = 16;
+
+/// The inputs that say which tokens rows of attention see, each row those of a sequence of its own.
+fn seen(p: &mut Program, rows: usize, context: usize) -> [Slot; 3] {
+    let positions = p.slot("positions", Role::Input, Elem::U32, &[rows]);
+    let row_seq = p.slot("row_seq", Role::Input, Elem::U32, &[rows]);
+    let tables = [rows, context.div_ceil(BLOCK_SIZE)];
+    [positions, row_seq, p.slot("block_tables", Role::Input, Elem::U32, &tables)]
+}
+
+/// What those inputs hold: rows at the end of their context, blocks far apart in memory.
+fn all_seen(rows: usize, context: usize) -> [(&'static str, Vec<u32>); 4] {
+    let blocks = (rows * context.div_ceil(BLOCK_SIZE)) as u32;
+    // A step coprime to the number of blocks: neighbours in a sequence are far apart in memory.
+    let step_of = (1..).map(|i| i * 2 + 7919).find(|s| !blocks.is_multiple_of(*s)).unwrap_or(1);
+    let block = |i: u32| (u64::from(i) * u64::from(step_of) % u64::from(blocks)) as u32;
+    [
+        ("live", vec![rows as u32; 2]),
+        ("positions", vec![context as u32 - 1; rows]),
+        ("row_seq", (0..rows as u32).collect()),
+        ("block_tables", (0..blocks).map(block).collect()),
+    ]
 }
 
 impl<D: Device> Bench<'_, D> {
@@ -264,15 +292,12 @@ impl<D: Device> Bench<'_, D> {
         Ok(())
     }
     fn attend(&mut self, format: KvFormat, heads: usize, kv_heads: usize, rows: usize, context: usize) -> Result<()> {
-        let (head_dim, block_size) = (128, 16);
-        let max_blocks = context.div_ceil(block_size);
+        let head_dim = 128;
         let mut p = Program::new("attention", rows, rows);
         let q = p.slot("q", Role::Input, Elem::F32, &[rows, heads * head_dim]);
-        let shape = [rows * max_blocks, block_size, kv_heads, head_dim];
+        let shape = [rows * context.div_ceil(BLOCK_SIZE), BLOCK_SIZE, kv_heads, head_dim];
         let [k_cache, v_cache] = p.kv_caches(["k_cache", "v_cache"], format, shape);
-        let positions = p.slot("positions", Role::Input, Elem::U32, &[rows]);
-        let row_seq = p.slot("row_seq", Role::Input, Elem::U32, &[rows]);
-        let block_tables = p.slot("block_tables", Role::Input, Elem::U32, &[rows, max_blocks]);
+        let [positions, row_seq, block_tables] = seen(&mut p, rows, context);
         let out = p.slot("out", Role::Output, Elem::F32, &[rows, heads * head_dim]);
         let scale = 1.0 / (head_dim as f32).sqrt();
         p.push(Attention {
@@ -289,20 +314,35 @@ impl<D: Device> Bench<'_, D> {
             scale,
             window: None,
         });
-        let blocks = (rows * max_blocks) as u32;
-        // A step coprime to the number of blocks: neighbours in a sequence are far apart in memory.
-        let step_of = (1..).map(|i| i * 2 + 7919).find(|s| !blocks.is_multiple_of(*s)).unwrap_or(1);
-        let inputs = [
-            ("live", vec![rows as u32; 2]),
-            ("positions", vec![context as u32 - 1; rows]),
-            ("row_seq", (0..rows as u32).collect()),
-            (
-                "block_tables",
-                (0..blocks).map(|i| (u64::from(i) * u64::from(step_of) % u64::from(blocks)) as u32).collect(),
-            ),
-        ];
         let step = StepShape { rows, logit_rows: rows, context };
-        self.case(format!("attention {format:?} {heads}/{kv_heads}"), &p, step, &inputs)
+        self.case(format!("attention {format:?} {heads}/{kv_heads}"), &p, step, &all_seen(rows, context))
+    }
+
+    /// DeepSeek-V3's attention, on one device and shared among eight.
+    fn latent(&mut self) -> Result<()> {
+        for (format, heads) in [(KvFormat::F16, 128), (KvFormat::E4M3, 128), (KvFormat::E4M3, 16)] {
+            for context in self.pick(vec![1024, 16_384, 65_536], vec![48]) {
+                for rows in self.pick(vec![1, 4, 16, 64], vec![2]) {
+                    self.attend_latent(format, heads, rows, context)?;
+                }
+            }
+        }
+        Ok(())
+    }
+    fn attend_latent(&mut self, format: KvFormat, heads: usize, rows: usize, context: usize) -> Result<()> {
+        let (latent, rope) = (512, 64);
+        let mut p = Program::new("latent attention", rows, rows);
+        let q = p.slot("q", Role::Input, Elem::F32, &[rows, heads * (latent + rope)]);
+        let blocks = rows * context.div_ceil(BLOCK_SIZE);
+        let cache = p.latent_cache("cache", format, LatentShape { blocks, block_size: BLOCK_SIZE, latent, rope });
+        let [positions, row_seq, block_tables] = seen(&mut p, rows, context);
+        let out = p.slot("out", Role::Output, Elem::F32, &[rows, heads * latent]);
+        // Heads of 128 + 64 elements before absorption.
+        let scale = 1.0 / 192f32.sqrt();
+        p.push(LatentAttention { q, cache, positions, row_seq, block_tables, out, heads, latent, rope, scale });
+        let step = StepShape { rows, logit_rows: rows, context };
+        let case = format!("latent attention {format:?} {heads}x{latent}+{rope}");
+        self.case(case, &p, step, &all_seen(rows, context))
     }
 
     fn norms(&mut self) -> Result<()> {

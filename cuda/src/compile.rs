@@ -20,8 +20,9 @@ pub fn modules() -> Vec<Module> {
     let formats = Format::ALL
         .iter()
         .flat_map(|f| ["embed", "linear", "mlp"].map(|stem| Module { stem, variant: format_name(*f) }));
-    let caches =
-        KvFormat::ALL.iter().flat_map(|f| ["qkv", "attention"].map(|stem| Module { stem, variant: kv_name(*f) }));
+    let caches = KvFormat::ALL
+        .iter()
+        .flat_map(|f| ["qkv", "attention", "latent"].map(|stem| Module { stem, variant: kv_name(*f) }));
     plain.into_iter().chain(formats).chain(caches).collect()
 }
 

@@ -11,10 +11,15 @@ use ponder_engine::program::{Elem, KvCache, Program, RowSpace, Slot};
 
 use crate::device::{Dispatch, Module};
 
-/// Tokens of an attention split; `SPLIT` in attention.cu.
+/// Tokens of an attention split; `SPLIT` in attend.cuh.
 pub const SPLIT: usize = 256;
 /// Widest head.
 pub const MAX_HEAD_DIM: usize = 256;
+/// Widest latent of latent attention, and the heads that a block takes, as latent.cu has it.
+const MAX_LATENT: usize = 512;
+const LATENT_HEADS: usize = 32;
+/// The same where a block walks the splits of an F32 cache.
+const LATENT_HEADS_F32: usize = 16;
 /// Row capacity up to which attention runs a block per split.
 const SPLIT_ROWS: usize = 64;
 /// Most memory for partial results of attention; beyond it a block walks its row's splits.
@@ -70,9 +75,8 @@ pub fn kv_name(format: KvFormat) -> &'static str {
 /// one at a time.
 pub fn workspace_bytes(program: &Program) -> usize {
     let need = |op: &Op| match op {
-        Op::Attention(a) if splits(program, a) > 0 => {
-            program.rows * a.heads * splits(program, a) * (a.head_dim + 2) * 4
-        }
+        Op::Attention(a) => Partials::of(program, a).bytes(),
+        Op::LatentAttention(a) => Partials::of_latents(program, a).bytes(),
         Op::GatedMlp(m) if formats_differ(program, m) => program.decl(m.gated).bytes(),
         Op::Sample(s) => program.logit_rows * sample_row_bytes(program.decl(s.logits).shape[1]),
         _ => 0,
@@ -80,12 +84,36 @@ pub fn workspace_bytes(program: &Program) -> usize {
     program.ops.iter().map(need).max().unwrap_or(0)
 }
 
-/// Splits of the longest context, or 0 where each row's splits are walked by one block.
-fn splits(program: &Program, op: &Attention) -> usize {
-    let tokens = program.decl(op.block_tables).shape[1] * program.kv_shape(op.k_cache)[1];
-    let splits = tokens.div_ceil(SPLIT);
-    let bytes = program.rows * op.heads * splits * (op.head_dim + 2) * 4;
-    if program.rows > SPLIT_ROWS || bytes > SPLIT_BYTES { 0 } else { splits }
+/// Partial results of attention: of each row, head and split its weighted values, then its maximum and weight.
+struct Partials {
+    rows: usize,
+    heads: usize,
+    dim: usize,
+    /// Splits of the longest context, or 0 where each row's splits are walked by one block.
+    splits: usize,
+}
+
+impl Partials {
+    fn of(program: &Program, op: &Attention) -> Self {
+        let tokens = program.decl(op.block_tables).shape[1] * program.kv_shape(op.k_cache)[1];
+        Self::new(program.rows, op.heads, op.head_dim, tokens)
+    }
+    fn of_latents(program: &Program, op: &LatentAttention) -> Self {
+        let tokens = program.decl(op.block_tables).shape[1] * program.kv_shape(op.cache)[1];
+        Self::new(program.rows, op.heads, op.latent, tokens)
+    }
+    fn new(rows: usize, heads: usize, dim: usize, tokens: usize) -> Self {
+        let all = Self { rows, heads, dim, splits: tokens.div_ceil(SPLIT) };
+        let splits = if rows > SPLIT_ROWS || all.bytes() > SPLIT_BYTES { 0 } else { all.splits };
+        Self { splits, ..all }
+    }
+    fn bytes(&self) -> usize {
+        self.rows * self.heads * self.splits * (self.dim + 2) * 4
+    }
+    /// Where maxima and weights begin, if values begin at `sums`.
+    fn weights(&self, sums: u64) -> u64 {
+        sums + (self.rows * self.heads * self.splits * self.dim * 4) as u64
+    }
 }
 
 fn weight_format(program: &Program, slot: Slot) -> Format {
@@ -156,6 +184,8 @@ impl Recorder<'_> {
             Op::RmsNorm(o) => self.rms_norm(o),
             Op::QkvRopeStore(o) => self.qkv(o)?,
             Op::Attention(o) => self.attention(o)?,
+            Op::LatentStore(o) => self.latent_store(o),
+            Op::LatentAttention(o) => self.latent_attention(o)?,
             Op::Linear(o) => {
                 let segment = (self.at(o.w), o.bias.map_or(0, |b| self.at(b)), self.at(o.out), self.shape(o.w)[0]);
                 self.linear(o.space, o.x, weight_format(self.program, o.w), self.shape(o.w)[1], &[segment]);
@@ -259,7 +289,8 @@ impl Recorder<'_> {
         let variant = kv_name(format);
         self.push("qkv", variant, format!("qkv_finish_{variant}"), grid, 128, args);
         if format.has_scales() {
-            self.store_codes(o.slot_mapping, &[(o.k, o.k_cache), (o.v, o.v_cache)]);
+            let heads = (o.kv_heads, o.head_dim, o.head_dim);
+            self.store_codes(o.slot_mapping, &[(o.k, o.k_cache), (o.v, o.v_cache)], heads);
         }
         Ok(())
     }
@@ -271,9 +302,15 @@ impl Recorder<'_> {
     fn cache(&self, cache: KvCache) -> (u64, u64) {
         (self.at(cache.elements()), cache.scales().map_or(0, |s| self.at(s)))
     }
-    /// One tensor or two of new values into caches of codes, whose scales are set.
-    fn store_codes(&mut self, slot_mapping: Slot, tensors: &[(Slot, KvCache)]) {
-        let [_, block_size, kv_heads, head_dim] = self.program.kv_shape(tensors[0].1);
+    /// One tensor or two of new values into caches of codes, whose scales are set. Heads are their number, their
+    /// width, and the last one's.
+    fn store_codes(
+        &mut self,
+        slot_mapping: Slot,
+        tensors: &[(Slot, KvCache)],
+        (heads, dim, last): (usize, usize, usize),
+    ) {
+        let block_size = self.program.kv_shape(tensors[0].1)[1];
         let mut args = Args::default().ptr(self.live()).ptr(self.at(slot_mapping));
         for i in 0..2 {
             let (x, cache) = tensors[i % tensors.len()];
@@ -281,8 +318,8 @@ impl Recorder<'_> {
             args = args.ptr(self.at(x)).ptr(scales).ptr(codes);
         }
         let keys = self.keys(tensors.iter().map(|t| t.1));
-        let args = args.u32(kv_heads).u32(head_dim).u32(block_size).u32(keys);
-        self.push("codes", "", "store_codes".into(), [kv_heads.div_ceil(4), self.rows(), tensors.len()], 128, args);
+        let args = args.u32(heads).u32(dim).u32(last).u32(block_size).u32(keys);
+        self.push("codes", "", "store_codes".into(), [heads.div_ceil(4), self.rows(), tensors.len()], 128, args);
     }
     fn apply_rope(&mut self, o: &ApplyRope) {
         let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.rope));
@@ -291,16 +328,25 @@ impl Recorder<'_> {
         self.push("qkv", "F16", "apply_rope".into(), [o.heads.div_ceil(4), self.rows(), 1], 128, args);
     }
     fn kv_store(&mut self, o: &KvStore) {
-        let (variant, [_, block_size, kv_heads, head_dim]) =
-            (kv_name(self.program.kv_format(o.cache)), self.program.kv_shape(o.cache));
-        let (elements, scales) = self.cache(o.cache);
-        let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.slot_mapping));
-        if o.cache.scales().is_some() {
-            let args = args.ptr(scales).u32(kv_heads).u32(head_dim).u32(block_size).u32(self.keys([o.cache]));
-            self.push("codes", "", "scales_of".into(), [kv_heads.div_ceil(4), self.rows(), 1], 128, args);
-            return self.store_codes(o.slot_mapping, &[(o.x, o.cache)]);
+        let [_, _, kv_heads, head_dim] = self.program.kv_shape(o.cache);
+        self.store(o.x, o.cache, o.slot_mapping, (kv_heads, head_dim, head_dim));
+    }
+    /// Its parts are two heads.
+    fn latent_store(&mut self, o: &LatentStore) {
+        self.store(o.x, o.cache, o.slot_mapping, (2, o.latent, o.rope));
+    }
+    /// Heads as in `store_codes`.
+    fn store(&mut self, x: Slot, cache: KvCache, slot_mapping: Slot, heads: (usize, usize, usize)) {
+        let (count, dim, last) = heads;
+        let (variant, block_size) = (kv_name(self.program.kv_format(cache)), self.program.kv_shape(cache)[1]);
+        let (elements, scales) = self.cache(cache);
+        let args = Args::default().ptr(self.live()).ptr(self.at(x)).ptr(self.at(slot_mapping));
+        if cache.scales().is_some() {
+            let args = args.ptr(scales).u32(count).u32(dim).u32(last).u32(block_size).u32(self.keys([cache]));
+            self.push("codes", "", "scales_of".into(), [count.div_ceil(4), self.rows(), 1], 128, args);
+            return self.store_codes(slot_mapping, &[(x, cache)], heads);
         }
-        let width = kv_heads * head_dim;
+        let width = (count - 1) * dim + last;
         let args = args.ptr(elements).u32(width);
         self.push("qkv", variant, format!("kv_store_{variant}"), [width.div_ceil(256), self.rows(), 1], 256, args);
     }
@@ -319,20 +365,46 @@ impl Recorder<'_> {
             args.ptr(self.at(o.positions)).ptr(self.at(o.row_seq)).ptr(self.at(o.block_tables)).ptr(self.at(o.out));
         let args = args.u32(o.heads).u32(o.kv_heads).u32(o.head_dim).u32(block_size).u32(max_blocks);
         let args = args.f32(o.scale).u32(window).ptr(k_scales).ptr(v_scales);
-        let splits = splits(self.program, o);
-        if splits == 0 {
+        let partials = Partials::of(self.program, o);
+        if partials.splits == 0 {
             let kernel = format!("attention_rows_{variant}_{width}");
             self.push("attention", variant, kernel, [head_tiles, self.rows(), 1], 128, args);
             return Ok(());
         }
-        let sums = self.workspace;
-        let weights = sums + (self.rows() * o.heads * splits * o.head_dim * 4) as u64;
+        let (sums, weights) = (self.workspace, partials.weights(self.workspace));
         let kernel = format!("attention_split_{variant}_{width}");
-        let grid = [splits, head_tiles, self.rows()];
+        let grid = [partials.splits, head_tiles, self.rows()];
         self.push("attention", variant, kernel, grid, 128, args.ptr(sums).ptr(weights));
         let args = Args::default().ptr(self.live()).ptr(self.at(o.positions)).ptr(self.at(o.out));
-        let args = args.u32(o.heads).u32(o.head_dim).u32(window).ptr(sums).ptr(weights).u32(splits);
+        let args = args.u32(o.heads).u32(o.head_dim).u32(window).ptr(sums).ptr(weights).u32(partials.splits);
         self.push("attention", variant, "attention_combine".into(), [o.heads, self.rows(), 1], 128, args);
+        Ok(())
+    }
+    fn latent_attention(&mut self, o: &LatentAttention) -> Result<()> {
+        if o.latent > MAX_LATENT || !o.latent.is_multiple_of(32) || !o.rope.is_multiple_of(8) {
+            let most = format!("at most {MAX_LATENT} in multiples of 32, and multiples of 8");
+            return Err(unsupported(format!("latent vectors of {} + {} elements: {most}", o.latent, o.rope)));
+        }
+        let format = self.program.kv_format(o.cache);
+        let variant = kv_name(format);
+        let (block_size, max_blocks) = (self.program.kv_shape(o.cache)[1], self.shape(o.block_tables)[1]);
+        let (elements, scales) = self.cache(o.cache);
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(elements).ptr(scales);
+        let args =
+            args.ptr(self.at(o.positions)).ptr(self.at(o.row_seq)).ptr(self.at(o.block_tables)).ptr(self.at(o.out));
+        let args = args.u32(o.heads).u32(o.latent).u32(o.rope).u32(block_size).u32(max_blocks).f32(o.scale);
+        let partials = Partials::of_latents(self.program, o);
+        if partials.splits == 0 {
+            let tiles = o.heads.div_ceil(if format == KvFormat::F32 { LATENT_HEADS_F32 } else { LATENT_HEADS });
+            self.push("latent", variant, format!("latent_rows_{variant}"), [tiles, self.rows(), 1], 256, args);
+            return Ok(());
+        }
+        let (sums, weights) = (self.workspace, partials.weights(self.workspace));
+        let grid = [o.heads.div_ceil(LATENT_HEADS), partials.splits, self.rows()];
+        self.push("latent", variant, format!("latent_split_{variant}"), grid, 256, args.ptr(sums).ptr(weights));
+        let args = Args::default().ptr(self.live()).ptr(self.at(o.positions)).ptr(self.at(o.out));
+        let args = args.u32(o.heads).u32(o.latent).ptr(sums).ptr(weights).u32(partials.splits);
+        self.push("latent", variant, "latent_combine".into(), [o.heads, self.rows(), 1], 256, args);
         Ok(())
     }
     fn check_head(&self, dim: usize) -> Result<()> {

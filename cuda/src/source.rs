@@ -8,7 +8,7 @@ macro_rules! kernels {
 }
 
 /// Headers that kernels include.
-pub const HEADERS: &[File] = kernels!["ponder.cuh", "weight.cuh", "product.cuh"];
+pub const HEADERS: &[File] = kernels!["ponder.cuh", "attend.cuh", "weight.cuh", "product.cuh"];
 
 /// One file per op stem.
 pub const KERNELS: &[File] = kernels![
@@ -16,6 +16,7 @@ pub const KERNELS: &[File] = kernels![
     "codes.cu",
     "elementwise.cu",
     "embed.cu",
+    "latent.cu",
     "linear.cu",
     "mlp.cu",
     "norm.cu",

@@ -2,6 +2,7 @@
 
 use ponder_cuda::EmulatedCuda;
 use ponder_engine::backend::check;
+use ponder_engine::op::Op;
 use ponder_engine::op::problem::{Expected, Problem, problems};
 
 /// The emulator, or a note that this machine has no C++ compiler.
@@ -47,7 +48,7 @@ fn chunks_keep_their_bits() {
 #[test]
 fn a_chunk_attends_as_its_rows_do() {
     let Some(mut backend) = emulator(5) else { return };
-    let attends = |p: &Problem| ["attention", "qkv"].iter().any(|name| p.name.starts_with(name));
+    let attends = |p: &Problem| ["attention", "qkv", "latent"].iter().any(|name| p.name.starts_with(name));
     let pairs = problems(128, 64).into_iter().zip(problems(64, 64)).filter(|(many, _)| attends(many));
     // Every second one has every format and every shape.
     for (many, few) in pairs.step_by(2) {
@@ -72,4 +73,21 @@ fn logits_are_left_as_they_are() {
 fn broken_tokens_show() {
     let Some(mut backend) = emulator(4) else { return };
     check::broken_tokens_show(&mut backend).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// What the kernels have no registers or no alignment for.
+#[test]
+fn latents_of_other_widths_are_refused() {
+    let Some(mut backend) = emulator(7) else { return };
+    let problem = problems(1, 1).into_iter().find(|p| p.name.starts_with("latent chunk")).unwrap();
+    for (latent, rope) in [(544, 64), (80, 16), (64, 12)] {
+        let mut problem = problem.clone();
+        for op in &mut problem.programs[0].ops {
+            if let Op::LatentAttention(o) = op {
+                (o.latent, o.rope) = (latent, rope);
+            }
+        }
+        let error = check::run(&mut backend, &problem).unwrap_err().to_string();
+        assert!(error.contains(&format!("latent vectors of {latent} + {rope} elements")), "{error}");
+    }
 }

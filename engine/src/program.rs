@@ -24,12 +24,13 @@ pub enum Elem {
     Weight(Format),
     /// Cached keys or values, `[blocks, block_size, kv_heads, head_dim]`; the layout is the backend's own.
     Kv(KvFormat),
-    /// Scales of cached codes, f32 `[blocks, kv_heads]`.
+    /// Scales of cached codes, f32 `[blocks, kv_heads]`; of latent vectors `[blocks, 2]`.
     KvScale,
 }
 
-/// The cached keys of a layer, or its values, as ops name them: the stored elements, and their scales where
-/// the format has such. Only [`Program::kv_cache`] makes one, so there are no codes without scales.
+/// The cached keys of a layer, or its values, or its latent vectors, as ops name them: the stored elements, and
+/// their scales where the format has such. Only [`Program::kv_cache`] and [`Program::latent_cache`] make one, so
+/// there are no codes without scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KvCache {
     elements: Slot,
@@ -37,11 +38,11 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// KV `[blocks, block_size, kv_heads, head_dim]`.
+    /// KV `[blocks, block_size, kv_heads, head_dim]`; latent vectors are one head.
     pub fn elements(self) -> Slot {
         self.elements
     }
-    /// `f32 [blocks, kv_heads]`, where the format has scales.
+    /// `f32 [blocks, kv_heads]`, where the format has scales; of latent vectors `[blocks, 2]`.
     pub fn scales(self) -> Option<Slot> {
         self.scales
     }
@@ -49,6 +50,19 @@ impl KvCache {
     pub fn slots(self) -> impl Iterator<Item = Slot> {
         [Some(self.elements), self.scales].into_iter().flatten()
     }
+}
+
+/// The shape of a cache of latent vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentShape {
+    /// Blocks.
+    pub blocks: usize,
+    /// Tokens of a block.
+    pub block_size: usize,
+    /// Elements of a vector that keys and values are made from.
+    pub latent: usize,
+    /// Elements after them: the rotated key that all heads share.
+    pub rope: usize,
 }
 
 /// Who fills a slot, and how long it lives.
@@ -148,6 +162,14 @@ impl Program {
         let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[blocks, kv_heads]);
         KvCache { elements, scales: format.has_scales().then(declare) }
     }
+    /// Declares the cache of a layer's latent vectors ([`crate::op::LatentAttention`]): `latent` elements, then
+    /// `rope` that are a rotated key. Codes have a scale for each of the two parts of a block.
+    pub fn latent_cache(&mut self, name: &str, format: KvFormat, shape: LatentShape) -> KvCache {
+        let LatentShape { blocks, block_size, latent, rope } = shape;
+        let elements = self.slot(name, Role::Kv, Elem::Kv(format), &[blocks, block_size, 1, latent + rope]);
+        let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[blocks, 2]);
+        KvCache { elements, scales: format.has_scales().then(declare) }
+    }
     /// Declares the caches of keys and of values of a layer, where `format` was chosen for it.
     pub fn kv_caches(&mut self, [k, v]: [&str; 2], format: KvFormat, shape: [usize; 4]) -> [KvCache; 2] {
         [self.kv_cache(k, format.of_keys(), shape), self.kv_cache(v, format, shape)]
@@ -156,7 +178,7 @@ impl Program {
     pub fn kv_format(&self, cache: KvCache) -> KvFormat {
         match self.decl(cache.elements).elem {
             Elem::Kv(format) => format,
-            _ => unreachable!("`kv_cache` declared it"),
+            _ => unreachable!("a cache was declared as such"),
         }
     }
     /// The format that was chosen for a layer's caches.
@@ -169,7 +191,7 @@ impl Program {
     }
     /// `[blocks, block_size, kv_heads, head_dim]` of a cache.
     pub fn kv_shape(&self, cache: KvCache) -> [usize; 4] {
-        self.decl(cache.elements).shape[..].try_into().expect("`kv_cache` declared four dimensions")
+        self.decl(cache.elements).shape[..].try_into().expect("a cache has four dimensions")
     }
     /// Appends an op.
     pub fn push(&mut self, op: impl Into<Op>) {

@@ -382,7 +382,8 @@ impl Backend for WgpuBackend {
     }
 
     fn supports(&self, op: &Op) -> bool {
-        self.options.fused || !op.is_fused()
+        let latent = matches!(op, Op::LatentStore(_) | Op::LatentAttention(_));
+        !latent && (self.options.fused || !op.is_fused())
     }
 
     fn alloc(&mut self, decl: &SlotDecl) -> Result<Buffer> {

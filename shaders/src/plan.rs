@@ -82,6 +82,8 @@ impl Planner<'_> {
             Op::RmsNorm(o) => self.norm(o.x, None, o.weight, o.out, o.eps),
             Op::QkvRopeStore(o) => self.qkv(o),
             Op::Attention(o) => self.attention(o),
+            // No model records them yet.
+            Op::LatentStore(_) | Op::LatentAttention(_) => Err(unsupported("the wgpu backend has no kernel for it")),
             Op::Linear(o) => self.linear(o),
             Op::GatedMlp(o) => self.gated_mlp(o),
             Op::GatherRows(o) => self.gather(o),

@@ -43,11 +43,11 @@ impl KvBytes {
         (self.layers * values * self.format.bytes()) as u64
     }
     /// Bytes of the scales of one block, over all layers, however many tokens it holds: f32, one for each head's
-    /// keys and one for its values; none where the format has none.
+    /// keys and one for its values, or for the latent and for the rotated key; none where the format has none.
     pub const fn scales_per_block(self) -> u64 {
         let vectors = match self.vectors {
             Vectors::Gqa { kv_heads, .. } => 2 * kv_heads,
-            Vectors::Mla { .. } => 1,
+            Vectors::Mla { .. } => 2,
         };
         if self.format.has_scales() { (4 * self.layers * vectors) as u64 } else { 0 }
     }

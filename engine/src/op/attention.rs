@@ -4,6 +4,8 @@
 //! whose place is the first of a block sets it, and later tokens of the block use it. Rows that are the first
 //! of their block come before the others, whose scale may be set in the same step.
 
+use std::ops::Range;
+
 use super::{Cost, StepShape};
 use crate::backend::reference::Env;
 use crate::format::f8;
@@ -101,34 +103,9 @@ impl Attention {
 
 impl KvStore {
     pub(super) fn reference(&self, env: &mut Env<'_>) {
-        let [block_size, heads, dim] = env.shape(self.cache.elements())[1..] else { unreachable!("a cache's shape") };
-        let rows = (0..env.live(RowSpace::Batch)).filter_map(|row| {
-            let slot = usize::try_from(env.i32s(self.slot_mapping)[row]).ok()?;
-            Some((row, slot))
-        });
-        let stored: Vec<(usize, usize, usize)> =
-            rows.flat_map(|(row, slot)| (0..heads).map(move |head| (row, slot, head))).collect();
-        let new = |env: &Env<'_>, row: usize, head: usize| -> Vec<f32> {
-            env.f64s(self.x)[(row * heads + head) * dim..][..dim].iter().map(|x| *x as f32).collect()
-        };
-        if let Some(scales) = self.cache.scales() {
-            for &(row, slot, head) in stored.iter().filter(|(_, slot, _)| slot.is_multiple_of(block_size)) {
-                let scale = env.kv_format(self.cache).scale(f8::largest(&new(env, row, head)));
-                env.f64s_mut(scales)[slot / block_size * heads + head] = f64::from(scale);
-            }
-        }
-        for (row, slot, head) in stored {
-            let x = new(env, row, head);
-            let rounded: Vec<f64> = match self.cache.scales() {
-                None => x.into_iter().map(|x| f64::from(env.kv_format(self.cache).round(x))).collect(),
-                Some(_) if !f8::largest(&x).is_finite() => vec![f64::NAN; dim],
-                Some(scales) => {
-                    let scale = env.f64s(scales)[slot / block_size * heads + head] as f32;
-                    x.into_iter().map(|x| f64::from(env.kv_format(self.cache).round(x / scale))).collect()
-                }
-            };
-            env.f64s_mut(self.cache.elements())[(slot * heads + head) * dim..][..dim].copy_from_slice(&rounded);
-        }
+        let [_, heads, dim] = env.shape(self.cache.elements())[1..] else { unreachable!("a cache's shape") };
+        let parts: Vec<_> = (0..heads).map(|head| head * dim..(head + 1) * dim).collect();
+        store(env, self.x, self.cache, self.slot_mapping, &parts);
     }
     pub(super) fn cost(&self, program: &Program, step: &StepShape) -> Cost {
         let [_, _, heads, dim] = program.kv_shape(self.cache);
@@ -140,5 +117,39 @@ impl KvStore {
     }
     pub(super) fn writes(&self) -> Vec<Slot> {
         self.cache.slots().collect()
+    }
+}
+
+/// What a store means: each row of `x` goes to its slot, its parts rounded apart, each under a scale of its own in
+/// formats that have scales.
+pub(super) fn store(env: &mut Env<'_>, x: Slot, cache: KvCache, slot_mapping: Slot, parts: &[Range<usize>]) {
+    let (block_size, width) = (env.shape(cache.elements())[1], parts.last().map_or(0, |part| part.end));
+    let rows = (0..env.live(RowSpace::Batch)).filter_map(|row| {
+        let slot = usize::try_from(env.i32s(slot_mapping)[row]).ok()?;
+        Some((row, slot))
+    });
+    let stored: Vec<(usize, usize, usize)> =
+        rows.flat_map(|(row, slot)| (0..parts.len()).map(move |part| (row, slot, part))).collect();
+    let new = |env: &Env<'_>, row: usize, part: usize| -> Vec<f32> {
+        env.f64s(x)[row * width..][parts[part].clone()].iter().map(|x| *x as f32).collect()
+    };
+    let place = |slot: usize, part: usize| slot / block_size * parts.len() + part;
+    if let Some(scales) = cache.scales() {
+        for &(row, slot, part) in stored.iter().filter(|(_, slot, _)| slot.is_multiple_of(block_size)) {
+            let scale = env.kv_format(cache).scale(f8::largest(&new(env, row, part)));
+            env.f64s_mut(scales)[place(slot, part)] = f64::from(scale);
+        }
+    }
+    for (row, slot, part) in stored {
+        let x = new(env, row, part);
+        let rounded: Vec<f64> = match cache.scales() {
+            None => x.into_iter().map(|x| f64::from(env.kv_format(cache).round(x))).collect(),
+            Some(_) if !f8::largest(&x).is_finite() => vec![f64::NAN; x.len()],
+            Some(scales) => {
+                let scale = env.f64s(scales)[place(slot, part)] as f32;
+                x.into_iter().map(|x| f64::from(env.kv_format(cache).round(x / scale))).collect()
+            }
+        };
+        env.f64s_mut(cache.elements())[slot * width..][parts[part].clone()].copy_from_slice(&rounded);
     }
 }

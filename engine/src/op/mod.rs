@@ -7,6 +7,7 @@
 mod attention;
 mod elementwise;
 mod embed;
+mod latent;
 mod linear;
 pub mod lower;
 mod mlp;
@@ -19,6 +20,7 @@ mod sample;
 pub use attention::{Attention, KvStore};
 pub use elementwise::{Add, CopyBlocks, GatherRows};
 pub use embed::Embed;
+pub use latent::{LatentAttention, LatentStore};
 pub use linear::Linear;
 pub use mlp::{GatedAct, GatedMlp};
 pub use norm::{AddRmsNorm, RmsNorm};
@@ -79,6 +81,8 @@ ops!(
     RmsNorm,
     QkvRopeStore,
     Attention,
+    LatentStore,
+    LatentAttention,
     Linear,
     GatedMlp,
     GatherRows,

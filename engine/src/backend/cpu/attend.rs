@@ -13,7 +13,7 @@ pub const WORK_QUERIES: usize = 32;
 /// One head of one row.
 #[derive(Clone, Copy)]
 pub struct Query {
-    /// `head_dim` values.
+    /// As wide as a key.
     pub q: *const f32,
     /// First visible token.
     pub first: usize,
@@ -101,8 +101,10 @@ impl State {
 pub struct Attend<'a> {
     /// Keys.
     pub keys: &'a Cache,
-    /// Values.
-    pub values: &'a Cache,
+    /// Values; the front of keys where there are none.
+    pub values: Option<&'a Cache>,
+    /// Width of a value.
+    pub value_dim: usize,
     /// The sequence's blocks.
     pub table: &'a [u32],
     /// Which head.
@@ -121,16 +123,24 @@ impl Attend<'_> {
     fn tile(&self, which: usize) -> *mut f32 {
         self.work.wrapping_add(which * TILE * self.dim())
     }
+    /// The tile that values are read from.
+    fn values(&self) -> *mut f32 {
+        self.tile(usize::from(self.values.is_some()))
+    }
+    /// What is read from memory.
+    fn caches(&self) -> impl Iterator<Item = &Cache> {
+        std::iter::once(self.keys).chain(self.values)
+    }
     fn query(&self, i: usize) -> *mut f32 {
         self.work.wrapping_add(2 * TILE * self.dim() + i * (2 * (16 + self.dim()) + self.dim()))
     }
     /// The total of query `i` after [`Attend::splits`].
     pub fn total(&self, i: usize) -> State {
-        State::new(self.query(i).wrapping_add(self.dim()), self.keys.head_dim)
+        State::new(self.query(i).wrapping_add(self.dim()), self.value_dim)
     }
     /// The state of query `i` within a split.
     fn state(&self, i: usize) -> State {
-        State::new(self.query(i).wrapping_add(2 * self.dim() + 16), self.keys.head_dim)
+        State::new(self.query(i).wrapping_add(2 * self.dim() + 16), self.value_dim)
     }
     /// All splits one after another; totals are left in the working memory.
     #[inline(always)]
@@ -212,9 +222,14 @@ impl Attend<'_> {
         while t < to {
             let count = (size - t % size).min(to - t);
             let slot = self.table[t / size] as usize * size + t % size;
-            for (which, cache) in [self.keys, self.values].into_iter().enumerate() {
-                let (from, scale) = (cache.at(slot, self.kv_head), cache.scale(slot, self.kv_head));
+            for (which, cache) in self.caches().enumerate() {
                 let row = self.tile(which).wrapping_add((t - start) * dim);
+                if cache.latent.is_some() {
+                    // SAFETY: `count` tokens of one block; their rows are in the tile.
+                    unsafe { latents(s, cache, slot, std::slice::from_raw_parts_mut(row, count * dim), dim) };
+                    continue;
+                }
+                let (from, scale) = (cache.at(slot, self.kv_head), cache.scale(slot, self.kv_head));
                 // SAFETY: `count` tokens of one block and head lie together; their rows are in the tile.
                 unsafe {
                     if dim == cache.head_dim {
@@ -295,9 +310,9 @@ impl Attend<'_> {
     /// `values = values * decay + weights . V` for tokens `from..to`, of queries that see the same.
     #[inline(always)]
     fn weigh<S: Isa, const Q: usize>(&self, s: S, states: [State; Q], weights: [&Weights; Q], from: usize, to: usize) {
-        let mut at = 0;
-        while at < self.dim() {
-            at += match (self.dim() - at) / 16 {
+        let (mut at, dim) = (0, padded(self.value_dim));
+        while at < dim {
+            at += match (dim - at) / 16 {
                 8.. => self.weigh_part::<S, Q, 8>(s, states, weights, from, to, at),
                 4.. => self.weigh_part::<S, Q, 4>(s, states, weights, from, to, at),
                 _ => self.weigh_part::<S, Q, 1>(s, states, weights, from, to, at),
@@ -321,7 +336,7 @@ impl Attend<'_> {
                 let (out, decay) = (states[q].values().add(at), s.splat(weights[q].decay));
                 array!(decay, N, i => s.mul(s.load(out.add(16 * i)), decay))
             });
-            let mut row = self.tile(1).add(from * self.dim() + at);
+            let mut row = self.values().add(from * self.dim() + at);
             for t in from..to {
                 let values = array!(s.splat(0.0), N, i => s.load(row.add(16 * i)));
                 for (sums, weights) in sums.iter_mut().zip(weights) {
@@ -339,6 +354,26 @@ impl Attend<'_> {
             }
         }
         16 * N
+    }
+}
+
+/// Reads neighbouring tokens of a cache of latent vectors, from `slot` on, into rows of `dim` floats.
+///
+/// # Safety
+/// The tokens are in one block.
+#[inline(always)]
+unsafe fn latents<S: Isa>(s: S, cache: &Cache, slot: usize, rows: &mut [f32], dim: usize) {
+    for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+        row[cache.head_dim..].fill(0.0);
+        for part in 0..cache.parts() {
+            let from = cache.at(slot + i, part);
+            // SAFETY: a part has as many elements as its place says.
+            unsafe { get(s, cache.format, cache.scale(slot, part), from, &mut row[cache.part(part)]) };
+        }
+        // SAFETY: as above.
+        if (0..cache.parts()).any(|part| unsafe { is_broken(cache.format, cache.at(slot + i, part)) }) {
+            row.fill(f32::NAN);
+        }
     }
 }
 
@@ -365,7 +400,7 @@ impl Next<'_> {
         while t < to && run + 2 <= ahead.runs.len() {
             let count = (size - t % size).min(to - t);
             let slot = self.attend.table[t / size] as usize * size + t % size;
-            for cache in [self.attend.keys, self.attend.values] {
+            for cache in self.attend.caches() {
                 let lines = (count * cache.head_dim * cache.format.bytes()).div_ceil(64);
                 ahead.runs[run] = (cache.at(slot, self.attend.kv_head), lines);
                 ahead.lines += lines;

@@ -1,4 +1,5 @@
-//! Causal attention over the paged cache, by online softmax (Milakov and Gimelshein 2018).
+//! Causal attention over the paged cache, by online softmax (Milakov and Gimelshein 2018): over keys and values, or
+//! over latent vectors, whose front is the value and which all heads share as if it were one key head.
 //!
 //! Positions are cut the same way for every row: tiles of 32 tokens from position 0, splits of 128.
 //! A split keeps its own maximum, sum and weighted values; splits are merged in ascending order. So a
@@ -12,7 +13,7 @@ use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
 use crate::op;
-use crate::program::{Program, RowSpace};
+use crate::program::{Program, RowSpace, Slot};
 
 /// Tokens of a split.
 pub const SPLIT: usize = 128;
@@ -23,11 +24,13 @@ const SPLIT_ROWS: usize = 16;
 /// Most floats of scratch for the splits' partial results, unless one row needs more.
 const PARTIAL_FLOATS: usize = 4 << 20;
 
-/// [`op::Attention`].
+/// [`op::Attention`] and [`op::LatentAttention`].
 pub struct Attention {
     q: Ptr<f32>,
     keys: Cache,
-    values: Cache,
+    /// None where values are the front of keys.
+    values: Option<Cache>,
+    value_dim: usize,
     positions: Ptr<u32>,
     row_seq: Ptr<u32>,
     tables: Ptr<u32>,
@@ -44,42 +47,81 @@ pub struct Attention {
     level: Level,
 }
 
-/// Floats of one row's partial results: a state per head and split.
-fn partial_floats(program: &Program, o: &op::Attention) -> usize {
-    let tokens = program.decl(o.block_tables).shape[1] * program.kv_shape(o.k_cache)[1];
-    tokens.div_ceil(SPLIT) * o.heads * State::floats(o.head_dim)
+/// What the sizes of working memory follow from.
+pub struct Extent {
+    /// Tokens that a block table has room for.
+    tokens: usize,
+    heads: usize,
+    kv_heads: usize,
+    key_dim: usize,
+    value_dim: usize,
 }
 
-fn partial_rows(program: &Program, o: &op::Attention) -> usize {
-    (PARTIAL_FLOATS / partial_floats(program, o).max(1)).clamp(1, SPLIT_ROWS)
-}
-
-/// Bytes wanted per thread, and for partial results.
-pub fn scratch(program: &Program, o: &op::Attention) -> (usize, usize) {
-    let private = 4 * work_floats(o.head_dim, ROW_BLOCK * (o.heads / o.kv_heads));
-    (private, 4 * partial_floats(program, o) * partial_rows(program, o))
+impl Extent {
+    /// Of attention.
+    pub fn of(program: &Program, o: &op::Attention) -> Self {
+        let tokens = program.decl(o.block_tables).shape[1] * program.kv_shape(o.k_cache)[1];
+        Self { tokens, heads: o.heads, kv_heads: o.kv_heads, key_dim: o.head_dim, value_dim: o.head_dim }
+    }
+    /// Of attention to latent vectors.
+    pub fn of_latents(program: &Program, o: &op::LatentAttention) -> Self {
+        let tokens = program.decl(o.block_tables).shape[1] * program.kv_shape(o.cache)[1];
+        Self { tokens, heads: o.heads, kv_heads: 1, key_dim: o.latent + o.rope, value_dim: o.latent }
+    }
+    /// Floats of one row's partial results: a state per head and split.
+    fn partial_floats(&self) -> usize {
+        self.tokens.div_ceil(SPLIT) * self.heads * State::floats(self.value_dim)
+    }
+    fn partial_rows(&self) -> usize {
+        (PARTIAL_FLOATS / self.partial_floats().max(1)).clamp(1, SPLIT_ROWS)
+    }
+    /// Bytes wanted per thread, and for partial results.
+    pub fn scratch(&self) -> (usize, usize) {
+        let private = 4 * work_floats(self.key_dim, ROW_BLOCK * (self.heads / self.kv_heads));
+        (private, 4 * self.partial_floats() * self.partial_rows())
+    }
 }
 
 impl Attention {
     /// From the op.
     pub fn new(b: &Builder<'_>, o: &op::Attention) -> Self {
-        let [seqs, max_blocks] = b.shape(o.block_tables)[..] else { panic!("block tables have two dimensions") };
+        let slots = [o.q, o.positions, o.row_seq, o.block_tables, o.out];
+        let (keys, values) = (Cache::new(b, o.k_cache), Some(Cache::new(b, o.v_cache)));
+        Self::over(b, slots, keys, values, &Extent::of(b.program, o), o.scale, o.window)
+    }
+    /// From the op over latent vectors.
+    pub fn of_latents(b: &Builder<'_>, o: &op::LatentAttention) -> Self {
+        let slots = [o.q, o.positions, o.row_seq, o.block_tables, o.out];
+        let keys = Cache::of_latents(b, o.cache, o.latent);
+        Self::over(b, slots, keys, None, &Extent::of_latents(b.program, o), o.scale, None)
+    }
+    fn over(
+        b: &Builder<'_>,
+        [q, positions, row_seq, tables, out]: [Slot; 5],
+        keys: Cache,
+        values: Option<Cache>,
+        extent: &Extent,
+        scale: f32,
+        window: Option<usize>,
+    ) -> Self {
+        let [seqs, max_blocks] = b.shape(tables)[..] else { panic!("block tables have two dimensions") };
         Self {
-            q: b.ptr(o.q),
-            keys: Cache::new(b, o.k_cache),
-            values: Cache::new(b, o.v_cache),
-            positions: b.ptr(o.positions),
-            row_seq: b.ptr(o.row_seq),
-            tables: b.ptr(o.block_tables),
+            q: b.ptr(q),
+            keys,
+            values,
+            value_dim: extent.value_dim,
+            positions: b.ptr(positions),
+            row_seq: b.ptr(row_seq),
+            tables: b.ptr(tables),
             seqs,
             max_blocks,
-            out: b.ptr(o.out),
-            heads: o.heads,
-            scale: o.scale,
-            window: o.window,
+            out: b.ptr(out),
+            heads: extent.heads,
+            scale,
+            window,
             private: b.private(),
             partials: b.partials(),
-            partial_rows: partial_rows(b.program, o),
+            partial_rows: extent.partial_rows(),
             level: b.level,
         }
     }
@@ -109,7 +151,8 @@ impl Attention {
         let (private, bytes) = self.private;
         Attend {
             keys: &self.keys,
-            values: &self.values,
+            values: self.values.as_ref(),
+            value_dim: self.value_dim,
             // SAFETY: a row of the tables; each thread has its own part of the working memory.
             table: unsafe { self.tables.slice(seq * self.max_blocks, self.max_blocks) },
             kv_head,
@@ -120,13 +163,10 @@ impl Attention {
     }
     /// Where the state of a (row, head, split) is kept between the two phases.
     fn partial(&self, row: usize, head: usize, split: usize) -> State {
-        let floats = State::floats(self.keys.head_dim);
+        let floats = State::floats(self.value_dim);
         let splits = (self.max_blocks * self.keys.block_size).div_ceil(SPLIT);
         // SAFETY: `partial_rows` rows have room for every head and split.
-        State::new(
-            unsafe { self.partials.at(((row * self.heads + head) * splits + split) * floats) },
-            self.keys.head_dim,
-        )
+        State::new(unsafe { self.partials.at(((row * self.heads + head) * splits + split) * floats) }, self.value_dim)
     }
     /// The splits that a row sees.
     fn splits(&self, row: usize) -> std::ops::Range<usize> {
@@ -134,7 +174,7 @@ impl Attention {
         first / SPLIT..last / SPLIT + 1
     }
     fn write(&self, row: usize, head: usize, total: State) {
-        let dim = self.keys.head_dim;
+        let dim = self.value_dim;
         // SAFETY: a live row's head, this item's own.
         let out = unsafe { self.out.slice_mut((row * self.heads + head) * dim, dim) };
         self.level.run(Finish { total, out });

@@ -1,6 +1,9 @@
 //! The paged cache: `[blocks, kv_heads, block_size, head_dim]`, so that the tokens of a block that a
 //! head attends to lie together. Scales of codes are `[blocks, kv_heads]`, set by the first token of a block
 //! before its others are stored ([`Cache::set_scale`], then a phase of [`Put`]s).
+//!
+//! Latent vectors are one head of two parts, each with a scale of its own. What is said of heads below holds for
+//! these parts: a token has [`Cache::parts`] of them.
 
 use super::memory::{Buffer, Ptr};
 use super::plan::{Builder, Live, Step};
@@ -26,6 +29,8 @@ pub struct Cache {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Width of the first part, where a head is a latent vector.
+    pub latent: Option<usize>,
 }
 
 impl Cache {
@@ -34,7 +39,22 @@ impl Cache {
         let [blocks, block_size, kv_heads, head_dim] = b.program.kv_shape(cache);
         let format = b.program.kv_format(cache);
         let (start, scales) = (b.ptr(cache.elements()), cache.scales().map(|s| b.ptr(s)));
-        Self { start, scales, format, blocks, block_size, kv_heads, head_dim }
+        Self { start, scales, format, blocks, block_size, kv_heads, head_dim, latent: None }
+    }
+    /// The same of latent vectors.
+    pub fn of_latents(b: &Builder<'_>, cache: KvCache, latent: usize) -> Self {
+        Self { latent: Some(latent), ..Self::new(b, cache) }
+    }
+    /// What a token has of things with a scale: heads, or parts of a latent vector.
+    pub fn parts(&self) -> usize {
+        if self.latent.is_some() { 2 } else { self.kv_heads }
+    }
+    /// The place of a part among the elements of a token.
+    pub fn part(&self, part: usize) -> std::ops::Range<usize> {
+        match self.latent {
+            None => part * self.head_dim..(part + 1) * self.head_dim,
+            Some(latent) => [0..latent, latent..self.head_dim][part].clone(),
+        }
     }
     /// Whether it has scales, so that first tokens of blocks come before the others.
     pub fn has_scales(&self) -> bool {
@@ -45,9 +65,10 @@ impl Cache {
     pub fn at(&self, slot: usize, head: usize) -> *mut u8 {
         let (block, offset) = (slot / self.block_size, slot % self.block_size);
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
+        let (head, within) = self.latent.map_or((head, 0), |latent| (0, head * latent));
         let index = (block * self.kv_heads + head) * self.block_size + offset;
         // SAFETY: the block exists, and head and offset are within it.
-        unsafe { self.start.at(index * self.head_dim * self.format.bytes()) }
+        unsafe { self.start.at((index * self.head_dim + within) * self.format.bytes()) }
     }
     /// What a slot's elements of one head are multiplied with; 1 where there are no scales.
     #[inline(always)]
@@ -55,7 +76,7 @@ impl Cache {
         let block = slot / self.block_size;
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
         // SAFETY: the block exists, and the head is one of its heads.
-        self.scales.map_or(1.0, |s| unsafe { *s.at(block * self.kv_heads + head) })
+        self.scales.map_or(1.0, |s| unsafe { *s.at(block * self.parts() + head) })
     }
     /// Sets the scale of a slot's block if the slot is the block's first and there are scales.
     pub fn set_scale(&self, level: Level, slot: usize, head: usize, x: &[f32]) {
@@ -64,7 +85,7 @@ impl Cache {
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
         let scale = self.format.scale(level.run(Largest { x }));
         // SAFETY: as in `scale`; a slot belongs to one row of a launch.
-        unsafe { *scales.at(block * self.kv_heads + head) = scale };
+        unsafe { *scales.at(block * self.parts() + head) = scale };
     }
     /// Rounds one head's vector into its slot.
     pub fn put(&self, level: Level, slot: usize, head: usize, x: &[f32]) {
@@ -180,7 +201,7 @@ pub unsafe fn is_broken(format: KvFormat, from: *const u8) -> bool {
     format.has_scales() && unsafe { *from } & 0x7f == f8::NAN
 }
 
-/// [`op::KvStore`].
+/// [`op::KvStore`] and [`op::LatentStore`].
 pub struct Store {
     x: Ptr<f32>,
     cache: Cache,
@@ -193,21 +214,27 @@ impl Store {
     pub fn new(b: &Builder<'_>, o: &op::KvStore) -> Self {
         Self { x: b.ptr(o.x), cache: Cache::new(b, o.cache), slot_mapping: b.ptr(o.slot_mapping), level: b.level }
     }
+    /// From the op for latent vectors.
+    pub fn of_latents(b: &Builder<'_>, o: &op::LatentStore) -> Self {
+        let cache = Cache::of_latents(b, o.cache, o.latent);
+        Self { x: b.ptr(o.x), cache, slot_mapping: b.ptr(o.slot_mapping), level: b.level }
+    }
 }
 
 impl Step for Store {
     fn run(&self, w: &Worker<'_>, live: &Live) {
-        let Cache { kv_heads, head_dim, .. } = self.cache;
+        let (parts, width) = (self.cache.parts(), self.cache.kv_heads * self.cache.head_dim);
         let rows = live.rows(RowSpace::Batch);
         let each = |work: &dyn Fn(usize, usize, &[f32])| {
             w.phase(rows, w.chunk(rows), |range| {
                 for row in range {
                     // SAFETY: a live row; rows of one launch have slots of their own.
                     let slot = unsafe { *self.slot_mapping.at(row) };
-                    for head in 0..if slot < 0 { 0 } else { kv_heads } {
+                    for part in 0..if slot < 0 { 0 } else { parts } {
+                        let place = self.cache.part(part);
                         // SAFETY: as above.
-                        let x = unsafe { self.x.slice((row * kv_heads + head) * head_dim, head_dim) };
-                        work(slot as usize, head, x);
+                        let x = unsafe { self.x.slice(row * width + place.start, place.len()) };
+                        work(slot as usize, part, x);
                     }
                 }
             });

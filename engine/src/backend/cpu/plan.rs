@@ -5,6 +5,7 @@
 
 use std::rc::Rc;
 
+use super::attention::Extent;
 use super::memory::{Buffer, Contents, Memory, Ptr};
 use super::panel::Panels;
 use super::pool::Worker;
@@ -110,7 +111,11 @@ fn wanted(program: &Program, op: &Op) -> [usize; 4] {
         Op::QkvRopeStore(o) => [o.wq, o.wk, o.wv].map(|w| (w, program.rows)).to_vec(),
         Op::GatedMlp(o) => [o.gate, o.up, o.down].map(|w| (w, program.rows)).to_vec(),
         Op::Attention(o) => {
-            let (private, partials) = attention::scratch(program, o);
+            let (private, partials) = Extent::of(program, o).scratch();
+            return [0, 0, private, partials];
+        }
+        Op::LatentAttention(o) => {
+            let (private, partials) = Extent::of_latents(program, o).scratch();
             return [0, 0, private, partials];
         }
         _ => Vec::new(),
@@ -196,6 +201,8 @@ fn build(b: &Builder<'_>, op: &Op) -> Vec<Box<dyn Step>> {
             Box::new(rope::Heads::qkv(b, o)),
         ],
         Op::Attention(o) => vec![Box::new(attention::Attention::new(b, o))],
+        Op::LatentStore(o) => vec![Box::new(kv::Store::of_latents(b, o))],
+        Op::LatentAttention(o) => vec![Box::new(attention::Attention::of_latents(b, o))],
         Op::Linear(o) => vec![Box::new(linear::Linear::new(b, o.space, o.x, &[(o.w, o.bias, o.out)]))],
         Op::GatedMlp(o) => vec![
             Box::new(mlp::GateUp::new(b, o)),

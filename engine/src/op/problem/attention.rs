@@ -103,18 +103,28 @@ pub(super) fn qkv(
     m.finish()
 }
 
-/// Sequences with permuted blocks, filled by `KvStore`; every other slot of the cache holds NaN.
-struct Cache {
+/// Tokens of the sequences of a cache.
+pub(super) const LENGTHS: &[usize] = &[1, 17, 300, 33, 700];
+
+/// Sequences with permuted blocks, filled by a store; every other slot of the cache holds NaN.
+pub(super) struct Cache {
     lengths: Vec<usize>,
     tables: Vec<Vec<u32>>,
-    blocks: usize,
-    block_size: usize,
+    pub(super) blocks: usize,
+    pub(super) block_size: usize,
+}
+
+/// The inputs that say which tokens the rows of attention see.
+pub(super) struct Seen {
+    pub(super) positions: Slot,
+    pub(super) row_seq: Slot,
+    pub(super) block_tables: Slot,
 }
 
 impl Cache {
-    fn new(block_size: usize) -> Self {
-        let lengths = vec![1, 17, 300, 33, 700];
-        let blocks = lengths.iter().map(|l: &usize| l.div_ceil(block_size)).sum::<usize>() + 3;
+    pub(super) fn new(lengths: &[usize], block_size: usize) -> Self {
+        let lengths = lengths.to_vec();
+        let blocks = lengths.iter().map(|l| l.div_ceil(block_size)).sum::<usize>() + 3;
         let mut free: Vec<u32> = (0..blocks as u32).collect();
         free.sort_by_key(|b| (*b as u64 + 11) * 2_654_435_761 % 1_000_003);
         let tables = lengths.iter().map(|l| free.split_off(free.len() - l.div_ceil(block_size))).collect();
@@ -126,47 +136,55 @@ impl Cache {
     fn max_blocks(&self) -> usize {
         self.tables.iter().map(Vec::len).max().unwrap_or(0)
     }
-    /// Stores keys and values for all tokens, NaN everywhere else, as the maker's present program.
-    fn fill(&self, m: &mut Maker, kv: KvFormat, kv_heads: usize, head_dim: usize) {
-        let width = kv_heads * head_dim;
+    /// The input `name` of a row per slot of the cache, `[slots, width]`, whose values are up to `size(seq, token,
+    /// column)`; NaN where there is no token.
+    pub(super) fn contents(
+        &self,
+        m: &mut Maker,
+        name: &str,
+        width: usize,
+        size: &dyn Fn(usize, usize, usize) -> f32,
+    ) -> Slot {
         let rows = self.blocks * self.block_size;
         let mut owner = vec![None; rows];
         for (seq, length) in self.lengths.iter().enumerate() {
             (0..*length).for_each(|t| owner[self.slot(seq, t) as usize] = Some((seq, t)));
         }
+        let value = |i: usize| {
+            let column = i % width;
+            let noise = |(seq, t)| size(seq, t, column) * noise(1, name, seq * 10_000 + t, column);
+            owner[i / width].map_or(f32::NAN, noise)
+        };
+        m.set(name, (0..rows * width).map(value).collect());
+        m.program().slot(name, Role::Input, Elem::F32, &[rows, width])
+    }
+    /// The input that gives every row of [`Cache::contents`] the slot of its number.
+    pub(super) fn slot_mapping(&self, m: &mut Maker) -> Slot {
+        let rows = self.blocks * self.block_size;
+        m.set("slot_mapping", (0..rows as i32).collect());
+        m.program().slot("slot_mapping", Role::Input, Elem::I32, &[rows])
+    }
+    /// Stores keys and values for all tokens, NaN everywhere else, as the maker's present program.
+    fn fill(&self, m: &mut Maker, kv: KvFormat, kv_heads: usize, head_dim: usize) {
         // Scaled formats see magnitudes that vary from token to token, beyond what the first of a block leaves
         // room for, and a block that begins with zeros.
-        let size = |seq: usize, t: usize| match (kv.has_scales(), seq, t) {
+        let size = |seq: usize, t: usize, _: usize| match (kv.has_scales(), seq, t) {
             (false, ..) => 1.0,
             (true, 3, 0) => 0.0,
             (true, 2, 17) => 1500.0,
             (true, ..) => 2f32.powi((t * 5 + seq) as i32 % 7 - 4),
         };
-        let value = |name: &str, i: usize| {
-            owner[i / width].map_or(f32::NAN, |(seq, t)| size(seq, t) * noise(1, name, seq * 10_000 + t, i % width))
-        };
-        m.set("slot_mapping", (0..rows as i32).collect());
-        let slot_mapping = m.program().slot("slot_mapping", Role::Input, Elem::I32, &[rows]);
+        let slot_mapping = self.slot_mapping(m);
         for (name, cache) in ["new_k", "new_v"].into_iter().zip(self.declare(m, kv, kv_heads, head_dim)) {
-            m.set(name, (0..rows * width).map(|i| value(name, i)).collect());
-            let x = m.program().slot(name, Role::Input, Elem::F32, &[rows, width]);
+            let x = self.contents(m, name, kv_heads * head_dim, &size);
             m.program().push(KvStore { x, cache, slot_mapping });
         }
     }
     fn declare(&self, m: &mut Maker, kv: KvFormat, kv_heads: usize, head_dim: usize) -> [KvCache; 2] {
         m.program().kv_caches(["k_cache", "v_cache"], kv, [self.blocks, self.block_size, kv_heads, head_dim])
     }
-    /// Attention rows over all sequences: the last positions of each in turn.
-    #[allow(clippy::too_many_arguments)]
-    fn attend(
-        &self,
-        m: &mut Maker,
-        kv: KvFormat,
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        window: Option<usize>,
-    ) {
+    /// Rows over all sequences: the last positions of each in turn.
+    pub(super) fn seen(&self, m: &mut Maker) -> Seen {
         let (rows, live) = (m.rows(), m.live);
         let seqs = self.lengths.len();
         let seq_of = |r: usize| (seqs - 1 - r % seqs) as u32;
@@ -180,6 +198,19 @@ impl Cache {
             tables[seq * max_blocks..][..table.len()].copy_from_slice(table);
         }
         let block_tables = m.u32s("block_tables", &[seqs, max_blocks], tables);
+        Seen { positions, row_seq, block_tables }
+    }
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &self,
+        m: &mut Maker,
+        kv: KvFormat,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        window: Option<usize>,
+    ) {
+        let Seen { positions, row_seq, block_tables } = self.seen(m);
         let q = m.input("q", heads * head_dim);
         let [k_cache, v_cache] = self.declare(m, kv, kv_heads, head_dim);
         let out = m.output("out", heads * head_dim, 2e-5);
@@ -212,7 +243,7 @@ pub(super) fn attention(
     block_size: usize,
     window: Option<usize>,
 ) -> Problem {
-    let cache = Cache::new(block_size);
+    let cache = Cache::new(LENGTHS, block_size);
     let name = format!("attention {heads}/{kv_heads}x{head_dim} block {block_size} window {window:?} {kv:?}");
     let slots = cache.blocks * cache.block_size;
     let mut m = Maker::new(name, slots, slots);
@@ -225,7 +256,7 @@ pub(super) fn attention(
 /// The 300-token sequence moves to other blocks, its old blocks are overwritten, and it still attends right.
 pub(super) fn copy_blocks(rows: usize, live: usize, kv: KvFormat) -> Problem {
     let (heads, kv_heads, head_dim) = (4, 2, 64);
-    let mut cache = Cache::new(32);
+    let mut cache = Cache::new(LENGTHS, 32);
     let slots = cache.blocks * cache.block_size;
     let mut m = Maker::new(format!("copy blocks {kv:?}"), slots, slots);
     cache.fill(&mut m, kv, kv_heads, head_dim);

@@ -5,6 +5,7 @@
 //! Unwritten cache slots and padding rows hold NaN: whoever reads them shows it.
 
 mod attention;
+mod latent;
 mod maker;
 mod sampling;
 mod small;
@@ -16,6 +17,7 @@ use crate::format::{Format, KvFormat};
 use crate::model::{Activation, Pairing};
 
 use attention::{attention, copy_blocks, qkv};
+use latent::latents;
 use sampling::sampling;
 use small::{add_rms_norm, embed, gated_mlp, gather, head_norm, linear};
 
@@ -102,6 +104,7 @@ pub fn problems(rows: usize, live: usize) -> Vec<Problem> {
     for kv in [KvFormat::F16, KvFormat::E4M3] {
         all.push(attention(rows, live, kv, 4, 1, 256, 16, Some(300)));
     }
+    all.extend(latents(rows, live));
     all.push(gather(rows, live));
     all.extend(sampling(rows, live));
     all
