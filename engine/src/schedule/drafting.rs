@@ -104,8 +104,9 @@ impl Drafting {
         let step = settled.took.saturating_sub(settled.draft_time).max(settled.device_time);
         self.length.observe_step(settled.rows + drafted, self.context, us(step));
         let chosen: usize = settled.seqs.iter().map(|s| s.chosen.as_ref().map_or(0, Vec::len)).sum();
-        // Steps that prefill too take as long as their prompts do.
-        if settled.rows == self.choosing && self.choosing > 0 {
+        // Steps that prefill too take as long as their prompts do; and a length that somebody fixed is not on trial.
+        let tried = drafted == 0 || matches!(self.policy, DraftPolicy::Auto(_));
+        if tried && settled.rows == self.choosing && self.choosing > 0 {
             self.length.observe_outcome(self.choosing, drafted > 0, chosen, us(settled.took));
         }
         if settled.passes > 0 {

@@ -235,6 +235,9 @@ impl Attend<'_> {
                     if dim == cache.head_dim {
                         get(s, cache.format, scale, from, std::slice::from_raw_parts_mut(row, count * dim));
                     }
+                    if dim == cache.head_dim && !cache.has_scales() {
+                        continue;
+                    }
                     for i in 0..count {
                         let from = from.add(i * cache.head_dim * cache.format.bytes());
                         let row = std::slice::from_raw_parts_mut(row.add(i * dim), dim);
@@ -432,14 +435,15 @@ impl Ahead {
     /// Starts to fetch the next `count` lines.
     #[inline(always)]
     fn ask(&mut self, count: usize) {
-        for _ in 0..count.min(self.lines) {
-            while self.runs[self.run].1 == 0 {
-                self.run += 1;
-            }
-            let (at, left) = &mut self.runs[self.run];
-            prefetch(*at);
-            (*at, *left) = (at.wrapping_add(64), *left - 1);
-            self.lines -= 1;
+        let mut count = count.min(self.lines);
+        self.lines -= count;
+        while count > 0 {
+            let (at, left) = self.runs[self.run];
+            let now = count.min(left);
+            (0..now).for_each(|i| prefetch(at.wrapping_add(64 * i)));
+            self.runs[self.run] = (at.wrapping_add(64 * now), left - now);
+            self.run += usize::from(now == left);
+            count -= now;
         }
     }
 }

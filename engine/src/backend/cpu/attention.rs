@@ -6,6 +6,8 @@
 //! row's arithmetic depends on its own position alone, and splits may run on different threads
 //! (few rows) or one after another beside other rows that share the tile (many rows): the same bits.
 
+use std::ops::Range;
+
 use super::attend::{Attend, Next, Query, State, WORK_QUERIES, work_floats};
 use super::kv::Cache;
 use super::memory::Ptr;
@@ -169,9 +171,30 @@ impl Attention {
         State::new(unsafe { self.partials.at(((row * self.heads + head) * splits + split) * floats) }, self.value_dim)
     }
     /// The splits that a row sees.
-    fn splits(&self, row: usize) -> std::ops::Range<usize> {
+    fn splits(&self, row: usize) -> Range<usize> {
         let (first, last) = self.visible(row);
         first / SPLIT..last / SPLIT + 1
+    }
+    /// The splits that one or another of some rows sees.
+    fn splits_of(&self, rows: &Range<usize>) -> Range<usize> {
+        let start = rows.clone().map(|r| self.splits(r).start).min().unwrap_or(0);
+        start..rows.clone().map(|r| self.splits(r).end).max().unwrap_or(0)
+    }
+    /// Rows cut into runs of at most `longest` neighbours of one sequence.
+    fn runs(&self, rows: Range<usize>, longest: usize) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::with_capacity(rows.len());
+        for row in rows {
+            match runs.last_mut() {
+                Some(run) if run.len() < longest && self.sequence(run.start) == self.sequence(row) => run.end = row + 1,
+                _ => runs.push(row..row + 1),
+            }
+        }
+        runs
+    }
+    /// (row, head) of each query that some rows have for a key head.
+    fn heads_of(&self, rows: &Range<usize>, kv_head: usize) -> Vec<(usize, usize)> {
+        let heads = kv_head * self.group()..(kv_head + 1) * self.group();
+        rows.clone().flat_map(|row| heads.clone().map(move |head| (row, head))).collect()
     }
     fn write(&self, row: usize, head: usize, total: State) {
         let dim = self.value_dim;
@@ -180,28 +203,37 @@ impl Attention {
         self.level.run(Finish { total, out });
     }
 
-    /// Few rows: every split is an item, then every head merges its own.
+    /// Few rows: every split of a run of rows is an item, then every head merges its own.
     fn by_split(&self, w: &Worker<'_>, rows: usize) {
-        let (kv_heads, group) = (self.keys.kv_heads, self.group());
-        let most = (0..rows).map(|r| self.splits(r).len()).max().unwrap_or(0);
+        let kv_heads = self.keys.kv_heads;
+        let most_splits = |runs: &[Range<usize>]| runs.iter().map(|r| self.splits_of(r).len()).max().unwrap_or(0);
+        // Rows of one sequence read its tokens once, unless threads would have nothing to do.
+        let mut longest = (WORK_QUERIES / self.group()).clamp(1, ROW_BLOCK);
+        let mut runs = self.runs(0..rows, longest);
+        while longest > 1 && runs.len() * most_splits(&runs) * kv_heads < w.threads {
+            longest /= 2;
+            runs = self.runs(0..rows, longest);
+        }
+        let most = most_splits(&runs);
         let place = |item: usize| {
-            let (row, nth) = (item / kv_heads / most, item / kv_heads % most);
-            let split = if row < rows { self.splits(row).nth(nth)? } else { return None };
-            Some((row, split, item % kv_heads))
+            let rows = runs.get(item / kv_heads / most)?;
+            let split = self.splits_of(rows).nth(item / kv_heads % most)?;
+            Some((rows, split, item % kv_heads))
         };
-        w.phase(rows * most * kv_heads, 1, |range| {
+        w.phase(runs.len() * most * kv_heads, 1, |range| {
             for item in range {
-                let Some((row, split, kv_head)) = place(item) else { continue };
+                let Some((rows, split, kv_head)) = place(item) else { continue };
                 let next = || {
-                    let (row, split, kv_head) = place(item + w.threads)?;
-                    let (first, last) = self.visible(row);
-                    Some(Next { attend: self.attend(w, row, kv_head), split, first, last })
+                    let (rows, split, kv_head) = place(item + w.threads)?;
+                    let (first, _) = self.visible(rows.start);
+                    let (_, last) = self.visible(rows.end - 1);
+                    Some(Next { attend: self.attend(w, rows.start, kv_head), split, first, last })
                 };
-                let heads = kv_head * group..(kv_head + 1) * group;
-                for heads in chunks(heads, WORK_QUERIES) {
-                    let mut attend = self.attend(w, row, kv_head);
-                    let queries: Vec<Query> = heads.clone().map(|h| self.query(row, h)).collect();
-                    let states: Vec<State> = heads.map(|h| self.partial(row, h, split)).collect();
+                let all = self.heads_of(rows, kv_head);
+                for part in all.chunks(WORK_QUERIES) {
+                    let mut attend = self.attend(w, part[0].0, kv_head);
+                    let queries: Vec<Query> = part.iter().map(|(row, head)| self.query(*row, *head)).collect();
+                    let states: Vec<State> = part.iter().map(|(row, head)| self.partial(*row, *head, split)).collect();
                     self.level.run(OneSplit {
                         attend: &mut attend,
                         queries: &queries,
@@ -225,43 +257,30 @@ impl Attention {
         });
     }
 
-    /// Many rows: neighbours of one sequence share the tiles, and splits follow one another.
+    /// Many rows: every run of rows is an item, and splits follow one another.
     fn by_rows(&self, w: &Worker<'_>, rows: usize) {
         let kv_heads = self.keys.kv_heads;
         w.phase(rows.div_ceil(ROW_BLOCK) * kv_heads, 1, |range| {
             for item in range {
                 let (block, kv_head) = (item / kv_heads, item % kv_heads);
-                let (mut start, end) = (block * ROW_BLOCK, rows.min((block + 1) * ROW_BLOCK));
-                while start < end {
-                    let seq = self.sequence(start);
-                    let run = (start..end).take_while(|r| self.sequence(*r) == seq).count();
-                    self.rows_of_one_sequence(w, start..start + run, kv_head);
-                    start += run;
+                for run in self.runs(block * ROW_BLOCK..rows.min((block + 1) * ROW_BLOCK), ROW_BLOCK) {
+                    self.rows_of_one_sequence(w, run, kv_head);
                 }
             }
         });
     }
 
-    fn rows_of_one_sequence(&self, w: &Worker<'_>, rows: std::ops::Range<usize>, kv_head: usize) {
-        let group = self.group();
-        let heads = kv_head * group..(kv_head + 1) * group;
-        let all: Vec<(usize, usize)> = rows.flat_map(|r| heads.clone().map(move |h| (r, h))).collect();
-        for part in all.chunks(WORK_QUERIES) {
-            let mut attend = self.attend(w, part[0].0, kv_head);
+    fn rows_of_one_sequence(&self, w: &Worker<'_>, rows: Range<usize>, kv_head: usize) {
+        for part in self.heads_of(&rows, kv_head).chunks(WORK_QUERIES) {
+            let mut attend = self.attend(w, rows.start, kv_head);
             let queries: Vec<Query> = part.iter().map(|(r, h)| self.query(*r, *h)).collect();
-            let splits = part.iter().map(|(r, _)| self.splits(*r).start).min().unwrap_or(0)
-                ..part.iter().map(|(r, _)| self.splits(*r).end).max().unwrap_or(0);
+            let splits = self.splits_of(&(part[0].0..part[part.len() - 1].0 + 1));
             self.level.run(AllSplits { attend: &mut attend, queries: &queries, splits });
             for (i, (row, head)) in part.iter().enumerate() {
                 self.write(*row, *head, attend.total(i));
             }
         }
     }
-}
-
-/// Cuts a range into parts of at most `most`.
-fn chunks(range: std::ops::Range<usize>, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    range.clone().step_by(most).map(move |start| start..range.end.min(start + most))
 }
 
 impl Step for Attention {
@@ -290,7 +309,7 @@ impl Kernel for OneSplit<'_, '_> {
 struct AllSplits<'a, 'b> {
     attend: &'a mut Attend<'b>,
     queries: &'a [Query],
-    splits: std::ops::Range<usize>,
+    splits: Range<usize>,
 }
 
 impl Kernel for AllSplits<'_, '_> {

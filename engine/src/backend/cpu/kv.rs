@@ -166,27 +166,28 @@ impl Kernel for Put<'_> {
 /// So many elements behind `from`.
 #[inline(always)]
 pub unsafe fn get<S: Isa>(s: S, format: KvFormat, scale: f32, from: *const u8, to: &mut [f32]) {
-    let whole = to.len() / 16 * 16;
+    // A loop for each format: a choice for every 16 elements would take longer than what is chosen.
+    macro_rules! widen {
+        ($from:expr, $p:ident => $many:expr, $x:ident => $one:expr) => {{
+            let (whole, from) = (to.len() / 16 * 16, $from);
+            for i in (0..whole).step_by(16) {
+                let $p = from.add(i);
+                s.store(to.as_mut_ptr().add(i), $many);
+            }
+            for (i, to) in to.iter_mut().enumerate().skip(whole) {
+                let $x = *from.add(i);
+                *to = $one;
+            }
+        }};
+    }
     // SAFETY: the caller's promise.
     unsafe {
-        for i in (0..whole).step_by(16) {
-            let x = match format {
-                KvFormat::F32 => s.load(from.cast::<f32>().add(i)),
-                KvFormat::F16 => s.load_f16(from.cast::<u16>().add(i)),
-                KvFormat::BF16 => s.load_bf16(from.cast::<u16>().add(i)),
-                KvFormat::E4M3 => s.load_f8::<3>(from.add(i), scale),
-                KvFormat::E3M4 => s.load_f8::<4>(from.add(i), scale),
-            };
-            s.store(to.as_mut_ptr().add(i), x);
-        }
-        for (i, to) in to.iter_mut().enumerate().skip(whole) {
-            *to = match format {
-                KvFormat::F32 => *from.cast::<f32>().add(i),
-                KvFormat::F16 => half::f16::from_bits(*from.cast::<u16>().add(i)).to_f32(),
-                KvFormat::BF16 => half::bf16::from_bits(*from.cast::<u16>().add(i)).to_f32(),
-                KvFormat::E4M3 => E4M3::decode(*from.add(i)) * scale,
-                KvFormat::E3M4 => E3M4::decode(*from.add(i)) * scale,
-            };
+        match format {
+            KvFormat::F32 => widen!(from.cast::<f32>(), p => s.load(p), x => x),
+            KvFormat::F16 => widen!(from.cast::<u16>(), p => s.load_f16(p), x => half::f16::from_bits(x).to_f32()),
+            KvFormat::BF16 => widen!(from.cast::<u16>(), p => s.load_bf16(p), x => half::bf16::from_bits(x).to_f32()),
+            KvFormat::E4M3 => widen!(from, p => s.load_f8::<3>(p, scale), x => E4M3::decode(x) * scale),
+            KvFormat::E3M4 => widen!(from, p => s.load_f8::<4>(p, scale), x => E3M4::decode(x) * scale),
         }
     }
 }
