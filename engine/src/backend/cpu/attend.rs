@@ -274,6 +274,7 @@ impl Attend<'_> {
     #[inline(always)]
     fn scores<S: Isa>(&self, s: S, q: *const f32, half: usize) -> S::F {
         match self.dim() / 16 {
+            2 => self.dots::<S, 2>(s, q, half),
             4 => self.dots::<S, 4>(s, q, half),
             8 => self.dots::<S, 8>(s, q, half),
             _ => self.dots_of_any_width(s, q, half),
@@ -318,6 +319,7 @@ impl Attend<'_> {
             at += match (dim - at) / 16 {
                 8.. => self.weigh_part::<S, Q, 8>(s, states, weights, from, to, at),
                 4.. => self.weigh_part::<S, Q, 4>(s, states, weights, from, to, at),
+                2.. => self.weigh_part::<S, Q, 2>(s, states, weights, from, to, at),
                 _ => self.weigh_part::<S, Q, 1>(s, states, weights, from, to, at),
             };
         }
