@@ -54,3 +54,24 @@ KERNEL(SELFTEST_THREADS) selftest_ring(const float* x, float* out, u32 tiles, u3
 #endif
 }
 EXPORT(selftest_ring)
+
+/// The same through two stages of each thread's own copies, read by its neighbour. grid (1).
+KERNEL(SELFTEST_THREADS) selftest_copies(const float* x, float* out, u32 tiles, u32 mistake) {
+    const u32 WORDS = SELFTEST_THREADS / 4; // copies of a tile
+    SHARED(float, stages, 2 * SELFTEST_THREADS);
+    auto fetch = [&](u32 tile) {
+        if (threadIdx.x < WORDS && tile < tiles) copy_x4(stages + tile % 2 * SELFTEST_THREADS + threadIdx.x * 4, x + tile * SELFTEST_THREADS + threadIdx.x * 4);
+    };
+    fetch(0);
+    float sum = 0.0f;
+    for (u32 tile = 0; tile < tiles; tile++) {
+        if (mistake == REFILL_TOO_EARLY) fetch(tile + 1), fetch(tile + 2);
+        if (mistake != READ_TOO_EARLY) wait_for_copies();
+        __syncthreads();
+        if (mistake != REFILL_TOO_EARLY) fetch(tile + 1);
+        sum = fmaf((float)(tile + 1), stages[tile % 2 * SELFTEST_THREADS + threadIdx.x], sum);
+    }
+    wait_for_copies();
+    out[threadIdx.x] = sum;
+}
+EXPORT(selftest_copies)
