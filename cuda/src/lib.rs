@@ -17,6 +17,7 @@ pub mod driver;
 pub mod emulated;
 pub mod images;
 mod many;
+pub mod models;
 pub mod nvrtc;
 pub mod record;
 pub mod source;
