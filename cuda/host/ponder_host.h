@@ -38,6 +38,8 @@ void barrier_init(const void* bar, u32 count);
 void barrier_arrive(const void* bar, u32 bytes);
 void barrier_wait(const void* bar, u32 parity);
 void copy_async(void* to, const void* from, u32 bytes, const void* bar);
+void copy_own(void* to, const void* from, u32 bytes);
+void wait_for_own();
 [[noreturn]] void fault(const char* format, ...);
 
 struct Entry {
@@ -73,6 +75,7 @@ void unpack(void (*f)(A...), void** args) { unpack(f, args, typename Count<sizeo
 inline void __syncthreads() { host::block_barrier(); }
 inline void __syncwarp() { host::meet(host::SYNC, nullptr, 0, nullptr); }
 
+inline u32 opaque(u32 x) { return x; }
 inline u32 bits_of(float x) { u32 r; memcpy(&r, &x, 4); return r; }
 inline float float_of(u32 x) { float r; memcpy(&r, &x, 4); return r; }
 
@@ -161,6 +164,8 @@ inline u32 atomicMax(u32* p, u32 v) { u32 old = *p; if (v > old) *p = v; return 
 inline u32 atomicMin(u32* p, u32 v) { u32 old = *p; if (v < old) *p = v; return old; }
 inline u32 atomicOr(u32* p, u32 v) { u32 old = *p; *p = old | v; return old; }
 
+inline void copy_x4(void* to, const void* from) { check_aligned(to, 16), check_aligned(from, 16), host::copy_own(to, from, 16); }
+inline void wait_for_copies() { host::wait_for_own(); }
 #define HAS_BULK_COPY 1
 inline void mbarrier_init(u64* bar, u32 count) { host::barrier_init(bar, count); }
 inline void mbarrier_fence() {}

@@ -6,8 +6,8 @@
 // is poisoned before each block, so that reading what nobody wrote shows.
 //
 // Asynchronous copies land in one of two orders: at once where the launch's seed is even (which finds a
-// slot refilled too early), and where it is odd only when no fiber can go on (which finds data read
-// before it came).
+// slot refilled too early), and where it is odd as late as they may (which finds data read before it came):
+// bulk copies when no fiber can go on, a thread's own when it waits for them.
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -79,12 +79,20 @@ struct Context {
 };
 #endif
 
+/// A copy on its way.
+struct OwnCopy {
+    void* to;
+    const void* from;
+    u32 bytes;
+    void land() const { memcpy(to, from, bytes); }
+};
 struct Fiber {
     Context context;
     u32 thread = 0;
     const u32* word = nullptr; // waits while *word == value
     u32 value = 0;
     bool done = false;
+    std::vector<OwnCopy> copies; // that it has not waited for
 };
 struct Warp {
     u32 live = 0, arrived = 0, generation = 0, op = 0;
@@ -153,6 +161,7 @@ void fiber_main() {
     launch.entry->call(launch.args);
     Fiber& self = *launch.current;
     self.done = true;
+    if (!self.copies.empty()) fault("a thread returned before it waited for its copies");
     Warp& w = launch.warps[self.thread / 32];
     w.live--;
     w.alive &= ~(1u << self.thread % 32);
@@ -295,6 +304,15 @@ void copy_async(void* to, const void* from, u32 bytes, const void* bar) {
     Copy copy = {to, from, bytes, &barrier_at(bar)};
     if (launch.late) launch.copies.push_back(copy);
     else copy.land();
+}
+void copy_own(void* to, const void* from, u32 bytes) {
+    OwnCopy copy = {to, from, bytes};
+    if (launch.late) launch.current->copies.push_back(copy);
+    else copy.land();
+}
+void wait_for_own() {
+    for (auto& copy : launch.current->copies) copy.land();
+    launch.current->copies.clear();
 }
 u8* dynamic_shared() { return (u8*)launch.dynamic.data(); }
 } // namespace host

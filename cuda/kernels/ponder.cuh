@@ -39,6 +39,13 @@ struct alignas(16) F32x4 {
 /// A shared array. Every thread of the block must reach the declaration.
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
+/// The same value, whose origin the compiler cannot see: what is made of it in a loop is made there each time, not once
+/// before the loop and kept in registers.
+DEVICE u32 opaque(u32 x) {
+    asm volatile("mov.u32 %0, %0;" : "+r"(x));
+    return x;
+}
+
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 
@@ -114,10 +121,18 @@ DEVICE void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// --- asynchronous copies (sm_90 and later) -------------------------------------------------------
+// --- asynchronous copies -----------------------------------------------------------------------
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+/// Starts a copy of 16 bytes to shared memory.
+DEVICE void copy_x4(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+/// Waits until this thread's own copies have landed; a barrier then shows them to the block.
+DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// The copy engine, of sm_90 and later.
 #if __CUDA_ARCH__ >= 900
 #define HAS_BULK_COPY 1
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 /// A barrier in shared memory that `count` arrivals and the bytes announced to it complete.
 DEVICE void mbarrier_init(u64* bar, u32 count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count) : "memory");

@@ -70,6 +70,15 @@ impl<D: Device> Cuda<D> {
     pub fn time_ms(&mut self, plan: &Plan<D>, times: usize) -> Result<f32> {
         self.device.time_ms(&plan.work, times)
     }
+    /// A weight that is packed already ([`pack`]).
+    ///
+    /// # Errors
+    /// As [`Backend::load`].
+    pub fn load_packed(&mut self, decl: &SlotDecl, bytes: &[u8]) -> Result<Buffer<D>> {
+        let buffer = self.allocate(bytes.len(), &decl.name)?;
+        self.device.write(D::address(&buffer.memory), bytes)?;
+        Ok(buffer)
+    }
     fn rejected(&self, what: String) -> Error {
         Error::Device { device: self.device.info().name.clone(), what: DeviceFault::Rejected(what) }
     }
@@ -99,9 +108,7 @@ impl<D: Device> Backend for Cuda<D> {
             }
             _ => bytes,
         };
-        let buffer = self.allocate(bytes.len(), &decl.name)?;
-        self.device.write(D::address(&buffer.memory), bytes)?;
-        Ok(buffer)
+        self.load_packed(decl, bytes)
     }
     fn write(&mut self, buffer: &Buffer<D>, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= buffer.bytes, "{} bytes into a buffer of {}", bytes.len(), buffer.bytes);

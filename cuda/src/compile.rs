@@ -16,7 +16,8 @@ use crate::record::{format_name, kv_name};
 
 /// Every module there is.
 pub fn modules() -> Vec<Module> {
-    let plain = ["norm", "elementwise", "codes", "sample", "selftest"].map(|stem| Module { stem, variant: "" });
+    let plain =
+        ["norm", "elementwise", "codes", "sample", "selftest", "split"].map(|stem| Module { stem, variant: "" });
     let formats = Format::ALL
         .iter()
         .flat_map(|f| ["embed", "linear", "mlp"].map(|stem| Module { stem, variant: format_name(*f) }));

@@ -16,6 +16,8 @@ pub mod device;
 pub mod driver;
 pub mod emulated;
 pub mod images;
+mod many;
+pub mod models;
 pub mod nvrtc;
 pub mod record;
 pub mod source;

@@ -10,6 +10,7 @@ use ponder_engine::op::*;
 use ponder_engine::program::{Elem, KvCache, Program, RowSpace, Slot};
 
 use crate::device::{Dispatch, Module};
+use crate::many::{self, Many};
 
 /// Tokens of an attention split; `SPLIT` in attend.cuh.
 pub const SPLIT: usize = 256;
@@ -71,17 +72,14 @@ pub fn kv_name(format: KvFormat) -> &'static str {
     }
 }
 
-/// Bytes of the workspaces (attention's partial sums, the up half of a mixed MLP, sampling) that [`record`] may use,
-/// one at a time.
+/// Bytes of the workspace (attention's partial sums, activations and partial sums of large products, the up half of a
+/// mixed MLP, sampling) that [`record`] uses, one op at a time.
 pub fn workspace_bytes(program: &Program) -> usize {
-    let need = |op: &Op| match op {
-        Op::Attention(a) => Partials::of(program, a).bytes(),
-        Op::LatentAttention(a) => Partials::of_latents(program, a).bytes(),
-        Op::GatedMlp(m) if formats_differ(program, m) => program.decl(m.gated).bytes(),
-        Op::Sample(s) => program.logit_rows * sample_row_bytes(program.decl(s.logits).shape[1]),
-        _ => 0,
-    };
-    program.ops.iter().map(need).max().unwrap_or(0)
+    let nowhere = vec![0; program.slots.len()];
+    let mut recorder = Recorder::new(program, &nowhere, 0);
+    // What cannot be recorded is said by `record`.
+    let _ = recorder.all();
+    recorder.most as usize
 }
 
 /// Partial results of attention: of each row, head and split its weighted values, then its maximum and weight.
@@ -131,10 +129,8 @@ fn formats_differ(program: &Program, op: &GatedMlp) -> bool {
 
 /// Records a program whose slot `i` lies at `addresses[i]`. `workspace` has [`workspace_bytes`].
 pub fn record(program: &Program, addresses: &[u64], workspace: u64) -> Result<Vec<Dispatch>> {
-    let mut recorder = Recorder { program, addresses, workspace, list: Vec::new() };
-    for op in &program.ops {
-        recorder.op(op)?;
-    }
+    let mut recorder = Recorder::new(program, addresses, workspace);
+    recorder.all()?;
     Ok(recorder.list)
 }
 
@@ -142,13 +138,34 @@ struct Recorder<'a> {
     program: &'a Program,
     addresses: &'a [u64],
     workspace: u64,
+    /// Bytes of it that the present op has taken, and the most that any op took.
+    taken: u64,
+    most: u64,
+    /// What the present op has split into bf16 terms last, and where they lie.
+    split: Option<(Slot, u64)>,
     list: Vec<Dispatch>,
 }
 
 /// One product of a launch: weight, bias and output addresses, and its rows.
 type Segment = (u64, u64, u64, usize);
 
-impl Recorder<'_> {
+impl<'a> Recorder<'a> {
+    fn new(program: &'a Program, addresses: &'a [u64], workspace: u64) -> Self {
+        Self { program, addresses, workspace, taken: 0, most: 0, split: None, list: Vec::new() }
+    }
+    fn all(&mut self) -> Result<()> {
+        self.program.ops.iter().try_for_each(|op| {
+            (self.taken, self.split) = (0, None);
+            self.op(op)
+        })
+    }
+    /// Takes `bytes` of the workspace until the op's end.
+    fn take(&mut self, bytes: usize) -> u64 {
+        let at = self.workspace + self.taken;
+        self.taken += bytes.next_multiple_of(256) as u64;
+        self.most = self.most.max(self.taken);
+        at
+    }
     fn at(&self, slot: Slot) -> u64 {
         self.addresses[slot.0 as usize]
     }
@@ -248,12 +265,48 @@ impl Recorder<'_> {
             }
             return;
         }
-        let segment = |i: usize| segments.get(i).copied().unwrap_or((0, 0, 0, 0));
+        let n: Vec<usize> = segments.iter().map(|s| s.3).collect();
+        if let Some(many) = Many::linear(rows, format, k, &n) {
+            return self.linear_many(space, x, format, k, segments, many);
+        }
+        let segment = |i: usize| segments.get(i).copied().unwrap_or_default();
         let args = (0..3).map(segment).fold(head(), |args, s| args.ptr(s.0).ptr(s.1).ptr(s.2).u32(s.3));
         let cols = self.column_tiles(rows);
         let tiles: usize = segments.iter().map(|s| s.3.div_ceil(crate::weight::TILE_N)).sum();
         let grid = [tiles, rows.div_ceil(8 * cols), 1];
         self.push("linear", variant, format!("linear_{variant}_{cols}"), grid, 256, args);
+    }
+
+    /// The same for many rows.
+    fn linear_many(&mut self, space: RowSpace, x: Slot, format: Format, k: usize, segments: &[Segment], many: Many) {
+        let split = self.split(space, x, k, &many);
+        let sums = self.take(many.sum_bytes());
+        let segment = |i: usize| segments.get(i).copied().unwrap_or_default();
+        let head = Args::default().ptr(self.live()).u32(space as usize);
+        let args = head.ptr(split).u32(k).ptr(sums);
+        let args = (0..3).map(segment).fold(args, |args, s| args.ptr(s.0).ptr(s.1).ptr(s.2).u32(s.3));
+        let variant = format_name(format);
+        let grid = [many.row_blocks, many.parts, many.classes];
+        self.push("linear", variant, format!("linear_{variant}_many"), grid, 256, args);
+        if many.classes == 1 {
+            return;
+        }
+        let args = Args::default().ptr(self.live()).u32(space as usize).ptr(sums).u32(many.classes).u32(many.rows());
+        let args = (0..3).map(segment).fold(args, |args, s| args.ptr(s.1).ptr(s.2).u32(s.3));
+        let grid = [many.columns.div_ceil(256), self.program.capacity(space), 1];
+        self.push("split", "", "join_linear".into(), grid, 256, args);
+    }
+    /// Where the bf16 terms of `x` lie, for the products of this op.
+    fn split(&mut self, space: RowSpace, x: Slot, k: usize, many: &Many) -> u64 {
+        if let Some((_, at)) = self.split.filter(|split| split.0 == x) {
+            return at;
+        }
+        let tiles = many::term_tiles(self.program.capacity(space));
+        let at = self.take(tiles * many.chunks * many::TERM_BYTES);
+        let args = Args::default().ptr(self.live()).u32(space as usize).ptr(self.at(x)).u32(k).ptr(at);
+        self.push("split", "", "split_terms".into(), [many.chunks, tiles, 1], 128, args);
+        self.split = Some((x, at));
+        at
     }
 
     fn qkv(&mut self, o: &QkvRopeStore) -> Result<()> {
@@ -371,7 +424,8 @@ impl Recorder<'_> {
             self.push("attention", variant, kernel, [head_tiles, self.rows(), 1], 128, args);
             return Ok(());
         }
-        let (sums, weights) = (self.workspace, partials.weights(self.workspace));
+        let sums = self.take(partials.bytes());
+        let weights = partials.weights(sums);
         let kernel = format!("attention_split_{variant}_{width}");
         let grid = [partials.splits, head_tiles, self.rows()];
         self.push("attention", variant, kernel, grid, 128, args.ptr(sums).ptr(weights));
@@ -399,7 +453,8 @@ impl Recorder<'_> {
             self.push("latent", variant, format!("latent_rows_{variant}"), [tiles, self.rows(), 1], 256, args);
             return Ok(());
         }
-        let (sums, weights) = (self.workspace, partials.weights(self.workspace));
+        let sums = self.take(partials.bytes());
+        let weights = partials.weights(sums);
         let grid = [o.heads.div_ceil(LATENT_HEADS), partials.splits, self.rows()];
         self.push("latent", variant, format!("latent_split_{variant}"), grid, 256, args.ptr(sums).ptr(weights));
         let args = Args::default().ptr(self.live()).ptr(self.at(o.positions)).ptr(self.at(o.out));
@@ -419,11 +474,13 @@ impl Recorder<'_> {
         let format = weight_format(self.program, o.gate);
         let rows = self.rows();
         if formats_differ(self.program, o) {
-            let up = self.workspace;
+            let up = self.take(self.program.decl(o.gated).bytes());
             self.linear(RowSpace::Batch, o.x, format, hidden, &[(self.at(o.gate), 0, self.at(o.gated), ffn)]);
             let up_format = weight_format(self.program, o.up);
             self.linear(RowSpace::Batch, o.x, up_format, hidden, &[(self.at(o.up), 0, up, ffn)]);
             self.gated_act(self.at(o.gated), up, self.at(o.gated), ffn, o.activation);
+        } else if let Some(many) = Many::gate_up(rows, format, hidden, ffn) {
+            self.gate_up_many(o, format, many);
         } else {
             let (variant, cols) = (format_name(format), self.column_tiles(rows));
             let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).u32(hidden).ptr(self.at(o.gate));
@@ -433,6 +490,22 @@ impl Recorder<'_> {
         }
         let down = (self.at(o.down), 0, self.at(o.out), hidden);
         self.linear(RowSpace::Batch, o.gated, weight_format(self.program, o.down), ffn, &[down]);
+    }
+    fn gate_up_many(&mut self, o: &GatedMlp, format: Format, many: Many) {
+        let (ffn, hidden) = (self.shape(o.gate)[0], self.shape(o.gate)[1]);
+        let split = self.split(RowSpace::Batch, o.x, hidden, &many);
+        let sums = self.take(many.sum_bytes());
+        let variant = format_name(format);
+        let args = Args::default().ptr(self.live()).ptr(split).u32(hidden).ptr(sums).ptr(self.at(o.gate));
+        let args = args.ptr(self.at(o.up)).ptr(self.at(o.gated)).u32(ffn).u32(activation(o.activation));
+        let grid = [many.row_blocks, many.parts, many.classes];
+        self.push("mlp", variant, format!("gate_up_{variant}_many"), grid, 256, args);
+        if many.classes == 1 {
+            return;
+        }
+        let args = Args::default().ptr(self.live()).ptr(sums).u32(many.classes).u32(many.rows());
+        let args = args.ptr(self.at(o.gated)).u32(ffn).u32(activation(o.activation));
+        self.push("split", "", "join_gate_up".into(), [ffn.div_ceil(256), self.rows(), 1], 256, args);
     }
     fn gated_act(&mut self, gate: u64, up: u64, out: u64, n: usize, kind: Activation) {
         let args = Args::default().ptr(self.live()).ptr(gate).ptr(up).ptr(out).u32(n).u32(activation(kind));
@@ -475,8 +548,9 @@ impl Recorder<'_> {
             ("sample_noise", parts, params()),
             ("sample_finish", one, params().ptr(self.at(o.out))),
         ];
+        let scratch = self.take(rows * sample_row_bytes(vocab));
         for (kernel, grid, args) in launches {
-            let args = args.u32(vocab).ptr(self.workspace).u32(sample_row_bytes(vocab));
+            let args = args.u32(vocab).ptr(scratch).u32(sample_row_bytes(vocab));
             self.push("sample", "", kernel.into(), grid, 256, args);
         }
     }

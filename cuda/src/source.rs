@@ -8,7 +8,7 @@ macro_rules! kernels {
 }
 
 /// Headers that kernels include.
-pub const HEADERS: &[File] = kernels!["ponder.cuh", "attend.cuh", "weight.cuh", "product.cuh"];
+pub const HEADERS: &[File] = kernels!["ponder.cuh", "attend.cuh", "weight.cuh", "product.cuh", "many.cuh"];
 
 /// One file per op stem.
 pub const KERNELS: &[File] = kernels![
@@ -23,6 +23,7 @@ pub const KERNELS: &[File] = kernels![
     "qkv.cu",
     "sample.cu",
     "selftest.cu",
+    "split.cu",
 ];
 
 /// The CPU's wrappers, its runtime, and a driver library over it.

@@ -34,7 +34,9 @@ fn launch(backend: &mut EmulatedCuda, kernel: &str, mistake: u64) -> Result<Vec<
     let (input, output) = (device.alloc(x.len() * 4, "x")?, device.alloc(512, "out")?);
     device.write(Emulator::address(&input), bytemuck::cast_slice(&x))?;
     let args = match kernel {
-        "selftest_ring" => vec![Emulator::address(&input), Emulator::address(&output), TILES as u64, mistake],
+        "selftest_ring" | "selftest_copies" => {
+            vec![Emulator::address(&input), Emulator::address(&output), TILES as u64, mistake]
+        }
         _ => vec![Emulator::address(&output), mistake],
     };
     let module = Module { stem: "selftest", variant: "" };
@@ -52,7 +54,7 @@ fn ring_sum(i: usize) -> f32 {
 fn right(kernel: &str, mistake: u64, seed: u64) -> Option<bool> {
     let mut backend = emulator(seed)?;
     let expected: Vec<f32> = match kernel {
-        "selftest_ring" => (0..128).map(ring_sum).collect(),
+        "selftest_ring" | "selftest_copies" => (0..128).map(ring_sum).collect(),
         _ => (0..128).map(|i| ((i + 33) % 128) as f32).collect(),
     };
     Some(launch(&mut backend, kernel, mistake).is_ok_and(|out| out == expected))
@@ -61,7 +63,7 @@ fn right(kernel: &str, mistake: u64, seed: u64) -> Option<bool> {
 #[test]
 fn right_kernels_are_right_in_every_order() {
     for seed in 10..20 {
-        for kernel in ["selftest_exchange", "selftest_ring"] {
+        for kernel in ["selftest_exchange", "selftest_ring", "selftest_copies"] {
             let Some(right) = right(kernel, NONE, seed) else { return };
             assert!(right, "{kernel}, seed {seed}");
         }
@@ -77,9 +79,12 @@ fn a_missing_barrier_shows() {
 #[test]
 fn copies_that_come_late_or_early_show() {
     // An odd seed lands copies late, an even one at once.
-    let Some(late) = right("selftest_ring", READ_TOO_EARLY, 11) else { return };
-    assert!(!late, "reading before the copy has landed");
-    assert_eq!(right("selftest_ring", REFILL_TOO_EARLY, 10), Some(false), "refilling a slot that is still read");
+    for kernel in ["selftest_ring", "selftest_copies"] {
+        let Some(late) = right(kernel, READ_TOO_EARLY, 11) else { return };
+        assert!(!late, "{kernel}: reading before the copy has landed");
+        let early = right(kernel, REFILL_TOO_EARLY, 10);
+        assert_eq!(early, Some(false), "{kernel}: refilling a slot that is still read");
+    }
 }
 
 #[test]
