@@ -364,7 +364,7 @@ unsafe fn latents<S: Isa>(s: S, cache: &Cache, slot: usize, rows: &mut [f32], di
         for part in 0..cache.parts() {
             let from = cache.at(slot + i, part);
             // SAFETY: a part has as many elements as its place says.
-            unsafe { get(s, cache.format, cache.scale(slot, part), from, &mut row[cache.part(part)]) };
+            unsafe { get(s, cache.format, cache.scale(slot + i, part), from, &mut row[cache.part(part)]) };
         }
     }
 }
