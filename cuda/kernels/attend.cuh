@@ -13,7 +13,7 @@
 // Queries and weights are three bf16 terms, keys and values as many as hold their bits.
 //
 // A kernel brings the cache as the rows of one sequence see it, a type C:
-//   Keys, Values        formats of what lies at k and at v
+//   Format              of what lies at k and at v
 //   k, v                const void*: stored vectors
 //   key_dim, value_dim  elements of a key, elements of a value from its beginning
 //   at(token)           its first element, in k and in v
@@ -94,14 +94,14 @@ struct Run<KvF32, N> {
         return found;
     }
 };
-template <u32 M, u32 N>
-struct Run<KvF8<M>, N> {
+template <u32 N>
+struct Run<KvE2M5, N> {
     static const u32 TERMS = 1, WORDS = (N + 3) / 4;
     u32 w[WORDS];
     DEVICE void load(const u8* p) { load_words<N>(w, p); }
-    DEVICE u32 pair(u32 i, u32) const { return broken() ? 0x7FC07FC0u : bf16x2_of_f8<M>(w[i / 2] >> (16 * (i % 2))); }
-    /// A head that is not finite holds this code everywhere.
-    DEVICE bool broken() const { return (w[0] & 0xFFu) == KvF8<M>::NOT_A_NUMBER; }
+    DEVICE u32 pair(u32 i, u32) const { return bf16x2_of_f8<5>(w[i / 2] >> (16 * (i % 2))); }
+    /// Never: that a scale tells.
+    DEVICE bool broken() const { return false; }
 };
 
 /// Merges a later part of a softmax into an earlier one: the weights of both become relative to the larger maximum.
@@ -165,7 +165,7 @@ DEVICE bool gather_columns(Columns& columns, u32 row, u32 live, const u32* posit
 /// 16 tokens, M at a time; inside an mma lane (g, t) has tokens g and g + 8, dimensions 8 * t.. of 32.
 template <class C, u32 J, u32 WARPS>
 DEVICE void score(const C& cache, const Columns& columns, const float* q, u32 heads, u32 origin, u32 from, u32 to, float scale, float* scores) {
-    typedef typename C::Keys Kv;
+    typedef typename C::Format Kv;
     typedef Run<Kv, 8> Keys;
     const u32 M = J == 1 ? 4 : 2, g = lane_of() / 4, t = lane_of() % 4;
     for (u32 tile = (from - origin) / 16 + warp_of(); tile * 16 < to - origin; tile += WARPS * M) {
@@ -251,7 +251,7 @@ DEVICE void exponentials(const Columns& columns, u32 split, u32 from, u32 to, fl
 /// `mine` being this lane's first of 2 * T. Inside an mma lane (g, t) has tokens 4 * t.. of 16.
 template <class C, u32 J, u32 T>
 DEVICE void weigh(const C& cache, const Columns& columns, u32 origin, u32 from, u32 to, const float* scores, float (&out)[T][J][4]) {
-    typedef typename C::Values Kv;
+    typedef typename C::Format Kv;
     typedef Run<Kv, 2 * T> Values;
     const u32 g = lane_of() / 4, t = lane_of() % 4, mine = (warp_of() * 8 + g) * 2 * T;
     for (u32 i = 0; i < T; i++)
@@ -274,8 +274,8 @@ DEVICE void weigh(const C& cache, const Columns& columns, u32 origin, u32 from, 
         u32 broken = 0;
         if (origin + first < columns.all_begin || origin + first + 16 > columns.all_end) {
             for (u32 n = 0; n < 4; n++) {
-                if (!values[n].broken()) continue;
-                broken |= 1u << n;
+                if (!values[n].broken() && v_scale[n] > 0.0f) continue;
+                broken |= 1u << n, v_scale[n] = 1.0f;
                 for (u32 i = 0; i < Values::WORDS; i++) values[n].w[i] = 0;
             }
             for (u32 mask = 4; mask < 32; mask *= 2) broken |= shuffle_xor(broken, mask);

@@ -7,21 +7,20 @@ const u32 ATTENTION_THREADS = 128, ATTENTION_WARPS = ATTENTION_THREADS / 32;
 /// The cache as the rows of one sequence see it.
 template <class Kv>
 struct Cache {
-    typedef typename Kv::Keys Keys;
-    typedef Kv Values;
+    typedef Kv Format;
     const void *k, *v;
     const u32* table;
     u32 kv_heads, key_dim, value_dim, block_size, kv_head;
-    const float *k_scales, *v_scales; // of formats that have them
-    DEVICE u64 block(u32 token) const { return (u64)table[token / block_size] * kv_heads + kv_head; }
+    const float *k_scales, *v_scales; // [blocks, kv_heads, block_size], of formats that have them
+    DEVICE u64 scale(u32 token) const { return ((u64)table[token / block_size] * kv_heads + kv_head) * block_size + token % block_size; }
     DEVICE u64 at(u32 token) const {
         u64 slot = (u64)table[token / block_size] * block_size + token % block_size;
         return (slot * kv_heads + kv_head) * key_dim;
     }
     DEVICE bool turns(u32) const { return false; }
     DEVICE float ratio(u32) const { return 1.0f; }
-    DEVICE float key_scale(u32 token) const { return k_scales[block(token)]; }
-    DEVICE float value_scale(u32 token) const { return v_scales[block(token)]; }
+    DEVICE float key_scale(u32 token) const { return k_scales[scale(token)]; }
+    DEVICE float value_scale(u32 token) const { return v_scales[scale(token)]; }
 };
 
 #define ATTENTION_OPERANDS                                                                                            \

@@ -2,7 +2,7 @@
 // heads attend to one vector a token, whose first `latent` elements are the value too. attend.cuh has the
 // arithmetic; columns are heads, which read the vector once, two groups of sixteen in a block.
 //
-// Codes have a scale for the latent part of a block and one for its rope part.
+// Codes have a scale for the latent part of a token and one for its rope part.
 #include "attend.cuh"
 
 const u32 LATENT_THREADS = 256, LATENT_WARPS = LATENT_THREADS / 32;
@@ -12,20 +12,22 @@ const u32 T = 4;
 template <class Kv>
 DEVICE constexpr u32 rows_j() { return sizeof(typename Kv::Stored) == 4 ? 2 : 4; }
 
-/// The cache as the rows of one sequence see it: [blocks, block_size, latent + rope], scales [blocks, 2].
+/// The cache as the rows of one sequence see it: [blocks, block_size, latent + rope].
 template <class Kv>
 struct Latent {
-    typedef Kv Keys;
-    typedef Kv Values;
+    typedef Kv Format;
     const void *k, *v; // the same
     const u32* table;
     u32 key_dim, value_dim, block_size;
-    const float* scales; // of formats that have them
+    const float* scales; // [blocks, 2, block_size], of formats that have them
     DEVICE u64 at(u32 token) const { return ((u64)table[token / block_size] * block_size + token % block_size) * key_dim; }
     DEVICE bool turns(u32 d) const { return d == value_dim; }
     DEVICE float ratio(u32 token) const { return value_scale(token) / key_scale(token); }
-    DEVICE float key_scale(u32 token) const { return scales[2 * (u64)table[token / block_size] + 1]; }
-    DEVICE float value_scale(u32 token) const { return scales[2 * (u64)table[token / block_size]]; }
+    DEVICE float key_scale(u32 token) const { return scale(token, 1); }
+    DEVICE float value_scale(u32 token) const { return scale(token, 0); }
+    DEVICE float scale(u32 token, u32 part) const {
+        return scales[(2 * (u64)table[token / block_size] + part) * block_size + token % block_size];
+    }
 };
 
 #define LATENT_OPERANDS                                                                                               \

@@ -198,11 +198,11 @@ struct Operand {
 };
 
 /// Two FP8 codes of M mantissa bits, of the low and the second byte, as bf16, exactly; the NaN code is not for it. A
-/// code's exponent and mantissa where a bf16 has its own are 2^-120 of the number (M 3), or 2^-124 (M 4).
+/// code's exponent and mantissa where a bf16 has its own are 2^-120 of the number (M 3), or 2^-126 (M 5).
 template <u32 M>
 DEVICE u32 bf16x2_of_f8(u32 codes) {
     u32 spread = (codes & 0xFFu) | (codes & 0xFF00u) << 8;
-    return fma_bf16x2((spread & 0x007F007Fu) << (7 - M), M == 3 ? 0x7B807B80u : 0x7D807D80u, 0x80008000u) | (spread & 0x00800080u) << 8;
+    return fma_bf16x2((spread & 0x007F007Fu) << (7 - M), M == 3 ? 0x7B807B80u : 0x7E807E80u, 0x80008000u) | (spread & 0x00800080u) << 8;
 }
 
 /// Sum over a warp, the same bits in every lane.
@@ -239,35 +239,29 @@ DEVICE float activate(float x, u32 kind) {
 }
 
 // --- formats of cached keys and values ---------------------------------------------------------
-// SCALED formats hold codes to be multiplied with the scale of their block and head, a power of two. A format is that
-// of values; Keys is that of the keys beside them.
+// SCALED formats hold codes to be multiplied with the scale of their token and head, a power of two, or NaN where some
+// element is not finite.
 struct KvF32 {
-    typedef KvF32 Keys;
     typedef float Stored;
     static const bool SCALED = false;
     static DEVICE float encode(float x) { return x; }
 };
 struct KvF16 {
-    typedef KvF16 Keys;
     typedef u16 Stored;
     static const bool SCALED = false;
     static DEVICE u16 encode(float x) { return f16_of_f32(x); }
 };
 struct KvBF16 {
-    typedef KvBF16 Keys;
     typedef u16 Stored;
     static const bool SCALED = false;
     static DEVICE u16 encode(float x) { return bf16_of_f32(x); }
 };
 
-/// FP8 with M mantissa bits. The formulas are those of the engine's `format::f8`; integers only, so no value is flushed.
-template <u32 M>
-struct KvF8 {
-    typedef KvF8<4> Keys;
+/// FP8. The formulas are those of the engine's `format::f8`; integers only, so no value is flushed.
+struct KvE2M5 {
     typedef u8 Stored;
     static const bool SCALED = true;
-    static const u8 NOT_A_NUMBER = 0x7F;
-    static const u32 SHIFT = 23 - M, REBIAS = 128 - (1 << (6 - M));
+    static const u32 SHIFT = 18, REBIAS = 126;
     /// The nearest code, ties to even; beyond the largest it saturates. NaN is not for it.
     static DEVICE u8 encode(float x) {
         u32 bits = bits_of(x), top = min(bits & 0x7FFFFFFFu, (REBIAS << 23) + (0x7Eu << SHIFT));
@@ -277,14 +271,22 @@ struct KvF8 {
         u32 steps = bits_of(float_of(top) + float_of(first)) - first;
         return (u8)((top < (REBIAS + 1) << 23 ? steps : normal) | (bits >> 24 & 0x80u));
     }
-    /// The scale of a block whose first token's largest magnitude has these bits.
+    /// The scale of a token's head whose largest magnitude has these bits.
     static DEVICE float scale(u32 largest) {
-        u32 exponent = min(max((largest >> 23) + (M == 3 ? 2 : 0), 67u), 187u);
-        return largest == 0 || largest >= 0x7F800000u ? (M == 3 ? 0.0625f : 1.0f) : float_of(exponent << 23);
+        if (largest == 0) return 1.0f;
+        if (largest >= 0x7F800000u) return float_of(0x7FC00000u);
+        return float_of(min(max((largest + (3u << (SHIFT - 1))) >> 23, 69u) - 2, 187u) << 23);
+    }
+    /// Stores a head of `dim` elements and its scale; all lanes of a warp.
+    static DEVICE void store(const float* from, u32 dim, u8* to, float* to_scale) {
+        u32 largest = 0;
+        for (u32 i = lane_of(); i < dim; i += 32) largest = max(largest, bits_of(from[i]) & 0x7FFFFFFFu);
+        float own = scale(warp_max(largest));
+        if (lane_of() == 0) *to_scale = own;
+        float inverse = float_of(0x7F000000u - bits_of(own)); // of a power of two; of what is no number, any
+        for (u32 i = lane_of(); i < dim; i += 32) to[i] = encode(from[i] * inverse);
     }
 };
-typedef KvF8<3> KvE4M3;
-typedef KvF8<4> KvE3M4;
 
 // As in weight.cuh: a module may hold the kernels of one cache format only.
 #if defined(VARIANT)
@@ -292,6 +294,6 @@ typedef KvF8<4> KvE3M4;
 #define EACH_CACHE(M) EACH_CACHE_(M, VARIANT)
 #define EACH_PLAIN_CACHE(M) EACH_CACHE_(M, VARIANT)
 #else
-#define EACH_CACHE(M) M(F32) M(F16) M(BF16) M(E4M3)
+#define EACH_CACHE(M) M(F32) M(F16) M(BF16) M(E2M5)
 #define EACH_PLAIN_CACHE(M) M(F32) M(F16) M(BF16)
 #endif

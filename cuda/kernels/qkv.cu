@@ -30,10 +30,8 @@ DEVICE void hadamard(float* head, u32 dim, u32 run) {
 }
 
 /// grid ((heads + 2 * kv_heads) / HEADS_PER_BLOCK, rows): first the heads of q, then of k, then of v.
-/// For a cache with scales it leaves k as it shall be stored and sets the scales of blocks that rows begin;
-/// store_codes follows.
 template <class Kv>
-DEVICE void qkv_finish(const u32* live, float* q, float* k, const float* v, const float* norm_q, const float* norm_k, float eps,
+DEVICE void qkv_finish(const u32* live, float* q, const float* k, const float* v, const float* norm_q, const float* norm_k, float eps,
                        const float* rope, u32 rope_dim, u32 pairing, const i32* slot_mapping, void* k_cache, void* v_cache, u32 heads,
                        u32 kv_heads, u32 dim, float* k_scales, float* v_scales, u32 block_size, u32 run) {
     SHARED(float, shared, HEADS_PER_BLOCK * MAX_DIM);
@@ -66,19 +64,11 @@ DEVICE void qkv_finish(const u32* live, float* q, float* k, const float* v, cons
     }
     i32 slot = slot_mapping[row];
     if (slot < 0) return;
-    if (Kv::SCALED) {
-        u32 largest = 0;
-        for (u32 i = lane_of(); i < dim; i += 32) {
-            if (part == 1) k[((u64)row * kv_heads + local) * dim + i] = mine[i];
-            largest = max(largest, bits_of(mine[i]) & 0x7FFFFFFFu);
-        }
-        if ((u32)slot % block_size != 0) return;
-        largest = warp_max(largest);
-        float scale = part == 1 ? KvE3M4::scale(largest) : KvE4M3::scale(largest);
-        if (lane_of() == 0) (part == 1 ? k_scales : v_scales)[(u64)slot / block_size * kv_heads + local] = scale;
-        return;
-    }
     typename Kv::Stored* to = (typename Kv::Stored*)(part == 1 ? k_cache : v_cache) + ((u64)slot * kv_heads + local) * dim;
+    if (Kv::SCALED) {
+        u64 place = ((u64)slot / block_size * kv_heads + local) * block_size + (u32)slot % block_size;
+        return KvE2M5::store(mine, dim, (u8*)to, (part == 1 ? k_scales : v_scales) + place);
+    }
     for (u32 i = lane_of(); i < dim; i += 32) to[i] = Kv::encode(mine[i]);
 }
 
@@ -93,7 +83,7 @@ DEVICE void kv_store(const u32* live, const float* x, const i32* slot_mapping, v
 }
 
 #define FINISH(kv)                                                                                                    \
-    KERNEL(32 * HEADS_PER_BLOCK) qkv_finish_##kv(const u32* live, float* q, float* k, const float* v,                 \
+    KERNEL(32 * HEADS_PER_BLOCK) qkv_finish_##kv(const u32* live, float* q, const float* k, const float* v,           \
         const float* norm_q, const float* norm_k, float eps, const float* rope, u32 rope_dim, u32 pairing,            \
         const i32* slot_mapping, void* k_cache, void* v_cache, u32 heads, u32 kv_heads, u32 dim, float* k_scales,     \
         float* v_scales, u32 block_size, u32 run) {                                                                   \

@@ -61,14 +61,13 @@ pub fn format_name(format: Format) -> &'static str {
     format.name()
 }
 
-/// As [`format_name`]; a variant is named by the format of values.
+/// As [`format_name`].
 pub fn kv_name(format: KvFormat) -> &'static str {
     match format {
         KvFormat::F32 => "F32",
         KvFormat::F16 => "F16",
         KvFormat::BF16 => "BF16",
-        KvFormat::E4M3 => "E4M3",
-        KvFormat::E3M4 => "E3M4",
+        KvFormat::E2M5 => "E2M5",
     }
 }
 
@@ -328,7 +327,7 @@ impl<'a> Recorder<'a> {
         for (format, segments) in launches {
             self.linear(RowSpace::Batch, o.x, format, hidden, &segments);
         }
-        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
+        let format = self.program.common_format(o.k_cache, o.v_cache).map_err(unsupported)?;
         let [_, block_size, ..] = self.program.kv_shape(o.k_cache);
         let norm = |i: usize| o.norm.map_or(0, |n| self.at(n[i]));
         let args = Args::default().ptr(self.live()).ptr(self.at(o.q)).ptr(self.at(o.k)).ptr(self.at(o.v));
@@ -341,38 +340,11 @@ impl<'a> Recorder<'a> {
         let grid = [(o.heads + 2 * o.kv_heads).div_ceil(4), self.rows(), 1];
         let variant = kv_name(format);
         self.push("qkv", variant, format!("qkv_finish_{variant}"), grid, 128, args);
-        if format.has_scales() {
-            let heads = (o.kv_heads, o.head_dim, o.head_dim);
-            self.store_codes(o.slot_mapping, &[(o.k, o.k_cache), (o.v, o.v_cache)], heads);
-        }
         Ok(())
-    }
-    /// How many of the tensors' caches, from the front, hold codes of keys.
-    fn keys(&self, caches: impl IntoIterator<Item = KvCache>) -> usize {
-        caches.into_iter().take_while(|c| self.program.kv_format(*c) == KvFormat::E3M4).count()
     }
     /// Addresses of a cache's elements and of its scales, 0 where it has none.
     fn cache(&self, cache: KvCache) -> (u64, u64) {
         (self.at(cache.elements()), cache.scales().map_or(0, |s| self.at(s)))
-    }
-    /// One tensor or two of new values into caches of codes, whose scales are set. Heads are their number, their
-    /// width, and the last one's.
-    fn store_codes(
-        &mut self,
-        slot_mapping: Slot,
-        tensors: &[(Slot, KvCache)],
-        (heads, dim, last): (usize, usize, usize),
-    ) {
-        let block_size = self.program.kv_shape(tensors[0].1)[1];
-        let mut args = Args::default().ptr(self.live()).ptr(self.at(slot_mapping));
-        for i in 0..2 {
-            let (x, cache) = tensors[i % tensors.len()];
-            let (codes, scales) = self.cache(cache);
-            args = args.ptr(self.at(x)).ptr(scales).ptr(codes);
-        }
-        let keys = self.keys(tensors.iter().map(|t| t.1));
-        let args = args.u32(heads).u32(dim).u32(last).u32(block_size).u32(keys);
-        self.push("codes", "", "store_codes".into(), [heads.div_ceil(4), self.rows(), tensors.len()], 128, args);
     }
     fn apply_rope(&mut self, o: &ApplyRope) {
         let args = Args::default().ptr(self.live()).ptr(self.at(o.x)).ptr(self.at(o.rope));
@@ -388,16 +360,14 @@ impl<'a> Recorder<'a> {
     fn latent_store(&mut self, o: &LatentStore) {
         self.store(o.x, o.cache, o.slot_mapping, (2, o.latent, o.rope));
     }
-    /// Heads as in `store_codes`.
-    fn store(&mut self, x: Slot, cache: KvCache, slot_mapping: Slot, heads: (usize, usize, usize)) {
-        let (count, dim, last) = heads;
+    /// Heads are their number, their width, and the last one's.
+    fn store(&mut self, x: Slot, cache: KvCache, slot_mapping: Slot, (count, dim, last): (usize, usize, usize)) {
         let (variant, block_size) = (kv_name(self.program.kv_format(cache)), self.program.kv_shape(cache)[1]);
         let (elements, scales) = self.cache(cache);
         let args = Args::default().ptr(self.live()).ptr(self.at(x)).ptr(self.at(slot_mapping));
         if cache.scales().is_some() {
-            let args = args.ptr(scales).u32(count).u32(dim).u32(last).u32(block_size).u32(self.keys([cache]));
-            self.push("codes", "", "scales_of".into(), [count.div_ceil(4), self.rows(), 1], 128, args);
-            return self.store_codes(slot_mapping, &[(x, cache)], heads);
+            let args = args.ptr(scales).ptr(elements).u32(count).u32(dim).u32(last).u32(block_size);
+            return self.push("codes", "", "store_codes".into(), [count.div_ceil(4), self.rows(), 1], 128, args);
         }
         let width = (count - 1) * dim + last;
         let args = args.ptr(elements).u32(width);
@@ -406,7 +376,7 @@ impl<'a> Recorder<'a> {
 
     fn attention(&mut self, o: &Attention) -> Result<()> {
         self.check_head(o.head_dim)?;
-        let variant = kv_name(self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?);
+        let variant = kv_name(self.program.common_format(o.k_cache, o.v_cache).map_err(unsupported)?);
         let group = o.heads / o.kv_heads;
         let head_tiles = o.kv_heads * group.div_ceil(group.next_power_of_two().min(8));
         let width = o.head_dim.next_power_of_two().max(64);

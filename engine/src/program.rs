@@ -24,7 +24,8 @@ pub enum Elem {
     Weight(Format),
     /// Cached keys or values, `[blocks, block_size, kv_heads, head_dim]`; the layout is the backend's own.
     Kv(KvFormat),
-    /// Scales of cached codes, f32 `[blocks, kv_heads]`; of latent vectors `[blocks, 2]`.
+    /// Scales of cached codes, f32 `[blocks, kv_heads, block_size]`; of latent vectors, which have two parts, `[blocks, 2,
+    /// block_size]`.
     KvScale,
 }
 
@@ -42,7 +43,7 @@ impl KvCache {
     pub fn elements(self) -> Slot {
         self.elements
     }
-    /// `f32 [blocks, kv_heads]`, where the format has scales; of latent vectors `[blocks, 2]`.
+    /// `f32 [blocks, kv_heads, block_size]`, where the format has scales; of latent vectors `[blocks, 2, block_size]`.
     pub fn scales(self) -> Option<Slot> {
         self.scales
     }
@@ -157,22 +158,19 @@ impl Program {
     }
     /// Declares a cache of `[blocks, block_size, kv_heads, head_dim]` elements, with its scales if need be.
     pub fn kv_cache(&mut self, name: &str, format: KvFormat, shape: [usize; 4]) -> KvCache {
-        let elements = self.slot(name, Role::Kv, Elem::Kv(format), &shape);
-        let [blocks, _, kv_heads, _] = shape;
-        let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[blocks, kv_heads]);
-        KvCache { elements, scales: format.has_scales().then(declare) }
+        self.cache(name, format, shape, shape[2])
     }
     /// Declares the cache of a layer's latent vectors ([`crate::op::LatentAttention`]): `latent` elements, then
-    /// `rope` that are a rotated key. Codes have a scale for each of the two parts of a block.
+    /// `rope` that are a rotated key. Codes have a scale for either part.
     pub fn latent_cache(&mut self, name: &str, format: KvFormat, shape: LatentShape) -> KvCache {
         let LatentShape { blocks, block_size, latent, rope } = shape;
-        let elements = self.slot(name, Role::Kv, Elem::Kv(format), &[blocks, block_size, 1, latent + rope]);
-        let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[blocks, 2]);
-        KvCache { elements, scales: format.has_scales().then(declare) }
+        self.cache(name, format, [blocks, block_size, 1, latent + rope], 2)
     }
-    /// Declares the caches of keys and of values of a layer, where `format` was chosen for it.
-    pub fn kv_caches(&mut self, [k, v]: [&str; 2], format: KvFormat, shape: [usize; 4]) -> [KvCache; 2] {
-        [self.kv_cache(k, format.of_keys(), shape), self.kv_cache(v, format, shape)]
+    /// `parts` of a token have scales of their own.
+    fn cache(&mut self, name: &str, format: KvFormat, shape: [usize; 4], parts: usize) -> KvCache {
+        let elements = self.slot(name, Role::Kv, Elem::Kv(format), &shape);
+        let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[shape[0], parts, shape[1]]);
+        KvCache { elements, scales: format.has_scales().then(declare) }
     }
     /// Format of a cache.
     pub fn kv_format(&self, cache: KvCache) -> KvFormat {
@@ -181,13 +179,13 @@ impl Program {
             _ => unreachable!("a cache was declared as such"),
         }
     }
-    /// The format that was chosen for a layer's caches.
+    /// The format of a layer's keys and values.
     ///
     /// # Errors
-    /// Two formats that do not go together, in words.
-    pub fn chosen_format(&self, k: KvCache, v: KvCache) -> Result<KvFormat, String> {
+    /// Two formats, in words.
+    pub fn common_format(&self, k: KvCache, v: KvCache) -> Result<KvFormat, String> {
         let [k, v] = [k, v].map(|cache| self.kv_format(cache));
-        if k == v.of_keys() { Ok(v) } else { Err(format!("keys in {k} with values in {v}")) }
+        if k == v { Ok(v) } else { Err(format!("keys in {k} with values in {v}")) }
     }
     /// `[blocks, block_size, kv_heads, head_dim]` of a cache.
     pub fn kv_shape(&self, cache: KvCache) -> [usize; 4] {

@@ -36,16 +36,16 @@ impl Sizing {
     /// Blocks of host memory for preempted sequences: as asked for, but never more than a quarter of what is free.
     pub fn swap_blocks(&self, swap_space: u64) -> usize {
         let bytes = main_memory().map_or(swap_space, |m| swap_space.min(m.free / 4));
-        let block = self.plan.kv.per_token() * self.runner.kv.block_size as u64 + self.plan.kv.scales_per_block();
+        let block = self.plan.kv.per_block(self.runner.kv.block_size);
         (bytes / block.max(1)).min(u32::MAX.into()) as usize
     }
     /// Bytes of the KV pool.
     pub fn pool_bytes(&self) -> u64 {
         self.pool_tokens() as u64 * self.plan.kv_per_token()
     }
-    /// Bytes of the scales of the pool's blocks.
+    /// Bytes of the scales of the pool's tokens.
     pub fn scale_bytes(&self) -> u64 {
-        self.runner.kv.blocks as u64 * self.plan.kv.scales_per_block()
+        self.pool_tokens() as u64 * self.plan.kv.scales_per_token()
     }
 }
 
@@ -137,7 +137,7 @@ fn usable(options: &EngineOptions, memory: DeviceMemory) -> u64 {
 fn longest(options: &EngineOptions, config: &ModelConfig, plan: &MemoryPlan) -> Result<usize> {
     let fits = plan.tokens().min(usize::MAX as u64) as usize;
     let too_long = |len: usize| {
-        let smaller = if plan.kv.format == KvFormat::E4M3 { "" } else { ", or more with a smaller kv_cache_dtype" };
+        let smaller = if plan.kv.format == KvFormat::E2M5 { "" } else { ", or more with a smaller kv_cache_dtype" };
         let why = format!("{len} tokens of KV cache do not fit; {fits} would{smaller}");
         Err(Error::invalid("max_model_len", why))
     };
@@ -201,8 +201,8 @@ impl fmt::Display for Sizing {
         let more = format!("  {tokens} tokens of {per_token} ({}); {len} at most in one sequence", self.plan.kv.format);
         row(f, "KV pool", self.pool_bytes(), &more)?;
         if self.scale_bytes() > 0 {
-            let each = bytes_in_words(self.plan.kv.scales_per_block());
-            row(f, "KV scales", self.scale_bytes(), &format!("  {} blocks of {each}", self.runner.kv.blocks))?;
+            let each = bytes_in_words(self.plan.kv.scales_per_token());
+            row(f, "KV scales", self.scale_bytes(), &format!("  {each} for each token"))?;
         }
         if self.known {
             let more = format!("  may be used; {} tokens would fit", self.plan.tokens());
@@ -296,15 +296,15 @@ mod tests {
     #[test]
     fn fp8_holds_twice_the_tokens_and_shows_its_scales() {
         let half = EngineOptions { kv_memory: Some(23_040 * 16 * 1000), ..EngineOptions::new("m") };
-        let eighth = EngineOptions { kv_cache_dtype: KvFormat::E4M3, ..half.clone() };
+        let eighth = EngineOptions { kv_cache_dtype: KvFormat::E2M5, ..half.clone() };
         let half =
             size(&EngineOptions { max_model_len: Some(512), ..half }, &config(), WEIGHTS, free(8 << 30)).unwrap();
         let eighth = size(&EngineOptions { max_model_len: Some(512), ..eighth }, &config(), WEIGHTS, None).unwrap();
         assert_eq!((half.pool_tokens(), eighth.pool_tokens()), (16_000, 32_000));
         assert_eq!(half.pool_bytes(), eighth.pool_bytes());
-        assert_eq!((half.scale_bytes(), eighth.scale_bytes()), (0, 2000 * 30 * 2 * 3 * 4));
+        assert_eq!((half.scale_bytes(), eighth.scale_bytes()), (0, 2000 * 16 * 30 * 2 * 3 * 4));
         assert!(!half.to_string().contains("scales"));
-        assert!(eighth.to_string().contains("KV scales        1.4 MB  2000 blocks of 720 B"), "{eighth}");
+        assert!(eighth.to_string().contains("KV scales       23.0 MB  720 B for each token"), "{eighth}");
     }
 
     #[test]

@@ -272,39 +272,38 @@ impl Planner<'_> {
             let bias = o.bias.map(|b| self.plain(b[i])).transpose()?;
             self.product(x.clone(), &self.weight(w)?, bias, out.clone(), RowSpace::Batch)?;
         }
-        let (head_dim, dim, pairing) = (o.head_dim, o.rope_dim, o.pairing);
-        if let Some(norm) = o.norm {
-            let hadamard = o.hadamard;
-            let rope = op::ApplyRope { x: o.q, rope: o.rope, heads: o.heads, head_dim, dim, pairing, hadamard };
-            self.rope(&rope, Some((norm[0], o.eps)))?;
-        }
-        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
+        let format = self.program.common_format(o.k_cache, o.v_cache).map_err(unsupported)?;
         if o.hadamard != format.has_scales() {
             return Err(unsupported(format!("hadamard {} with keys and values in {format}", o.hadamard)));
         }
-        let mut buffers = vec![
-            ("slot_mapping", self.plain(o.slot_mapping)?),
-            ("rope", self.plain(o.rope)?),
-            ("k", k.clone()),
-            ("v", v.clone()),
-            ("q", q),
-        ];
+        let (head_dim, dim, pairing, hadamard) = (o.head_dim, o.rope_dim, o.pairing, o.hadamard);
+        let mut rotate = |x, heads, norm: Option<Slot>| {
+            let rope = op::ApplyRope { x, rope: o.rope, heads, head_dim, dim, pairing, hadamard };
+            self.rope(&rope, norm.map(|norm| (norm, o.eps)))
+        };
+        if o.norm.is_some() || format.has_scales() {
+            rotate(o.q, o.heads, o.norm.map(|n| n[0]))?;
+        }
+        if format.has_scales() {
+            rotate(o.k, o.kv_heads, o.norm.map(|n| n[1]))?;
+        }
+        let mut buffers = vec![("slot_mapping", self.plain(o.slot_mapping)?), ("k", k), ("v", v)];
         buffers.extend(self.cache(o.k_cache, ["k_cache", "k_scales"])?);
         buffers.extend(self.cache(o.v_cache, ["v_cache", "v_scales"])?);
+        let mut dims = head_dims(o.kv_heads, head_dim, dim, o.eps, hadamard)?;
+        let (rows, block_size) = (self.program.rows, self.program.kv_shape(o.k_cache)[1]);
+        if format.has_scales() {
+            dims.push(("block_size", block_size as u32));
+            return self.push(variants::codes(self.profile, true), dims, buffers, [2 * o.kv_heads, rows, 1]);
+        }
+        buffers.extend([("rope", self.plain(o.rope)?), ("q", q)]);
         if let Some(norm) = o.norm {
             buffers.push(("norm", self.plain(norm[1])?));
         }
         let query_heads = if o.norm.is_some() { 0 } else { o.heads };
-        let variant = variants::store(self.profile, format, Some((pairing, o.norm.is_some())));
-        let mut dims = head_dims(o.kv_heads, head_dim, dim, o.eps, o.hadamard)?;
         dims.push(("query_heads", query_heads as u32));
-        dims.push(("block_size", self.program.kv_shape(o.k_cache)[1] as u32));
-        self.push(variant, dims.clone(), buffers.clone(), [2 * o.kv_heads + query_heads, self.program.rows, 1])?;
-        if format.has_scales() {
-            let variant = variants::codes(self.profile, format, true);
-            self.push(variant, dims, buffers, [2 * o.kv_heads, self.program.rows, 1])?;
-        }
-        Ok(())
+        let variant = variants::store(self.profile, format, Some((pairing, o.norm.is_some())));
+        self.push(variant, dims, buffers, [2 * o.kv_heads + query_heads, rows, 1])
     }
 
     fn rope(&mut self, o: &op::ApplyRope, norm: Option<(Slot, f32)>) -> Steps {
@@ -325,11 +324,11 @@ impl Planner<'_> {
         let mut buffers = vec![("slot_mapping", self.plain(o.slot_mapping)?), ("v", self.plain(o.x)?)];
         buffers.extend(self.cache(o.cache, ["v_cache", "v_scales"])?);
         let grid = [heads, self.program.rows, 1];
-        self.push(variants::store(self.profile, format, None), dims.clone(), buffers.clone(), grid)?;
-        if format.has_scales() {
-            self.push(variants::codes(self.profile, format, false), dims, buffers, grid)?;
-        }
-        Ok(())
+        let variant = match format.has_scales() {
+            true => variants::codes(self.profile, false),
+            false => variants::store(self.profile, format, None),
+        };
+        self.push(variant, dims, buffers, grid)
     }
 
     /// The buffers of a cache under the names that a kernel gives its elements and scales.
@@ -376,7 +375,7 @@ impl Planner<'_> {
         ];
         buffers.extend(self.cache(o.k_cache, ["k_cache", "k_scales"])?);
         buffers.extend(self.cache(o.v_cache, ["v_cache", "v_scales"])?);
-        let format = self.program.chosen_format(o.k_cache, o.v_cache).map_err(unsupported)?;
+        let format = self.program.common_format(o.k_cache, o.v_cache).map_err(unsupported)?;
         let variant = variants::attention(self.profile, format, group, o.head_dim, partial);
         self.push(variant, dims, buffers, [o.kv_heads, rows, if partial { splits } else { 1 }])?;
         if partial {

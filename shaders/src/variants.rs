@@ -77,10 +77,9 @@ impl Variant {
         let l = layout(format);
         self.set("FORMAT", l.file).set("HALVES", l.halves).flag("SCALED", l.words > 0).flag("MIN", l.min)
     }
-    /// KV is F32, F16, BF16 or FP8; M the mantissa bits of FP8 codes.
+    /// KV is F32, F16, BF16 or FP8.
     fn cache(self, kv: KvFormat) -> Self {
-        let kind = if kv.has_scales() { KvFormat::E4M3 } else { kv };
-        self.set("KV", kind as u8).set("M", if kv == KvFormat::E3M4 { 4 } else { 3 })
+        self.set("KV", kv as u8)
     }
     /// A line that names it, for labels and errors.
     pub fn label(&self) -> String {
@@ -203,8 +202,7 @@ pub fn rope(profile: Profile, pairing: Pairing, norm: bool) -> Variant {
 }
 
 /// The store of keys and values, which rotates queries too unless heads are normed; `None`: the store of one
-/// tensor, as it is. `kv` is the format of values, or of the tensor. For a format with scales it sets those, and
-/// [`codes`] stores.
+/// tensor, as it is. Formats with scales have [`codes`] instead, after [`rope`].
 pub fn store(profile: Profile, kv: KvFormat, rope: Option<(Pairing, bool)>) -> Variant {
     let base = Variant::new("qkv").set("LANES", profile.lanes(8, 32)).cache(kv).flag("ROPE", rope.is_some());
     let halved = rope.is_some_and(|(pairing, _)| pairing == Pairing::Halves);
@@ -212,12 +210,12 @@ pub fn store(profile: Profile, kv: KvFormat, rope: Option<(Pairing, bool)>) -> V
     base.flag("HALVED", halved).flag("NORM", norm).flag("QUERY", rope.is_some() && !norm)
 }
 
-/// The store of codes: of keys and values (`both`), or of one tensor; `kv` as of [`store`].
-pub fn codes(profile: Profile, kv: KvFormat, both: bool) -> Variant {
-    Variant::new("codes").set("LANES", profile.lanes(8, 32)).cache(kv).flag("BOTH", both)
+/// The store of codes: of keys and values (`both`), or of one tensor.
+pub fn codes(profile: Profile, both: bool) -> Variant {
+    Variant::new("codes").set("LANES", profile.lanes(8, 32)).flag("BOTH", both)
 }
 
-/// Attention by (row, key head) over values in `kv` and the keys that go with them; `partial`: by split as well.
+/// Attention by (row, key head); `partial`: by split as well.
 pub fn attention(profile: Profile, kv: KvFormat, group: usize, head_dim: usize, partial: bool) -> Variant {
     let (lanes, quads) = (profile.lanes(8, 64), head_dim / 4);
     if profile == (Profile::Cpu { broadcast: true }) {
@@ -274,14 +272,13 @@ pub fn all(profile: Profile) -> Vec<Variant> {
     for pairing in [Pairing::Interleaved, Pairing::Halves] {
         out.extend([false, true].map(|with| rope(profile, pairing, with)));
     }
-    out.push(codes(profile, KvFormat::E4M3, true));
-    for kv in [KvFormat::E4M3, KvFormat::E3M4] {
-        out.extend([codes(profile, kv, false), store(profile, kv, None)]);
-    }
+    out.extend([false, true].map(|both| codes(profile, both)));
     for kv in KvFormat::ALL {
-        out.push(store(profile, kv, None));
-        for pairing in [Pairing::Interleaved, Pairing::Halves] {
-            out.extend([false, true].map(|with| store(profile, kv, Some((pairing, with)))));
+        if !kv.has_scales() {
+            out.push(store(profile, kv, None));
+            for pairing in [Pairing::Interleaved, Pairing::Halves] {
+                out.extend([false, true].map(|with| store(profile, kv, Some((pairing, with)))));
+            }
         }
         for (group, head_dim) in [(1, 64), (3, 64), (4, 128), (8, 128), (4, 256)] {
             out.extend([false, true].map(|partial| attention(profile, kv, group, head_dim, partial)));

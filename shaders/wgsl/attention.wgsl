@@ -16,7 +16,7 @@ struct Dims { kv_heads: u32, block_size: u32, max_blocks: u32, window: u32, spli
 // [rows, heads, head_dim / 4]; PARTIAL: [rows, heads, splits, head_dim / 4 + 1], the last (max, sum, 0, 0)
 @group(0) @binding(8) var<storage, read_write> out: array<vec4<f32>>;
 //#if KV == 3
-@group(0) @binding(9) var<storage, read> k_scales: array<f32>; // [blocks, kv_heads]
+@group(0) @binding(9) var<storage, read> k_scales: array<f32>; // [blocks, kv_heads, block_size]
 @group(0) @binding(10) var<storage, read> v_scales: array<f32>; // as k_scales
 //#end
 
@@ -25,7 +25,7 @@ const LOWEST: f32 = -3.0e38;
 var<workgroup> place: array<u32, 32>; // first quad of a token's key or value
 var<workgroup> weights: array<f32, $[32*GROUP]>; // [heads of the group, tokens]: scores, then exponentials
 //#if KV == 3
-var<workgroup> v_scale: array<f32, 32>; // of a token's block
+var<workgroup> v_scale: array<f32, 32>; // of a token
 //#end
 // For scores an item is a token and $KSHARE heads, for values a quad and $SHARE heads.
 //#include merge
@@ -70,11 +70,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             let token = tile * 32u + i % 32u;
             let seen = clamp(token, first, position);
             let block_id = block_tables[table + seen / dims.block_size];
-            let slot = block_id * dims.block_size + seen % dims.block_size;
+            let offset = seen % dims.block_size;
+            let slot = block_id * dims.block_size + offset;
             let at = (slot * dims.kv_heads + wg.x) * QUADS;
             //#if KV == 3
-            let k_scale = k_scales[block_id * dims.kv_heads + wg.x];
-            if (i < 32u) { v_scale[i] = v_scales[block_id * dims.kv_heads + wg.x]; }
+            let own = (block_id * dims.kv_heads + wg.x) * dims.block_size + offset;
+            let k_scale = k_scales[own];
+            if (i < 32u) { v_scale[i] = v_scales[own]; }
             //#end
             if (i < 32u) { place[i] = at; }
             let source = (row * dims.kv_heads * $GROUPu + head + i / 32u) * QUADS;
@@ -82,7 +84,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             var score_$h = 0.0;
             //#end
             for (var c = 0u; c < QUADS; c += 1u) {
-                let key = key_unpack(k_cache[at + c]);
+                let key = kv_unpack(k_cache[at + c]);
                 //#for h in 0..KSHARE
                 {
                     let query = q[source + $hu * QUADS + c];

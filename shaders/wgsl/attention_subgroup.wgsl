@@ -14,7 +14,7 @@ struct Dims { kv_heads: u32, block_size: u32, max_blocks: u32, window: u32, spli
 // [rows, heads, head_dim / 4]; PARTIAL: [rows, heads, splits, head_dim / 4 + 1], the last (max, sum, 0, 0)
 @group(0) @binding(8) var<storage, read_write> out: array<vec4<f32>>;
 //#if KV == 3
-@group(0) @binding(9) var<storage, read> k_scales: array<f32>; // [blocks, kv_heads]
+@group(0) @binding(9) var<storage, read> k_scales: array<f32>; // [blocks, kv_heads, block_size]
 @group(0) @binding(10) var<storage, read> v_scales: array<f32>; // as k_scales
 //#end
 //#include merge
@@ -80,19 +80,21 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
             let token = tile * 32u + block * 8u + lane;
             let seen = clamp(token, first, position);
             let block_id = block_tables[table + seen / dims.block_size];
-            let slot = block_id * dims.block_size + seen % dims.block_size;
+            let offset = seen % dims.block_size;
+            let slot = block_id * dims.block_size + offset;
             let at = (slot * dims.kv_heads + wg.x) * QUADS;
             places = select(places, vec4<u32>(at), vec4<bool>(block == 0u, block == 1u, block == 2u, block == 3u));
             //#if KV == 3
-            let k_scale = k_scales[block_id * dims.kv_heads + wg.x];
-            v_scale = put(v_scale, block, v_scales[block_id * dims.kv_heads + wg.x]);
+            let own = (block_id * dims.kv_heads + wg.x) * dims.block_size + offset;
+            let k_scale = k_scales[own];
+            v_scale = put(v_scale, block, v_scales[own]);
             //#end
             //#for g in 0..GROUP
             var score_$g = 0.0;
             //#end
             //#for c in 0..QUADS
             {
-                let key = key_unpack(k_cache[at + $[c]u]);
+                let key = kv_unpack(k_cache[at + $[c]u]);
                 //#for g in 0..GROUP
                 {
                     let query = subgroupBroadcast(q_$g_$[c/8], $[c%8]u);

@@ -1,5 +1,5 @@
-// Cached keys and values, four at a time: packing and unpacking of $KV (F32, F16, BF16); FP8 (E3M4 of keys, E4M3 of
-// values) is unpacked only, without its scale, and packed by `f8`.
+// Cached keys and values, four at a time: packing and unpacking of $KV (F32, F16, BF16); FP8 (E2M5) is unpacked
+// only, without its scale, and packed by `f8`.
 //#if KV == 0
 alias Quad = vec4<f32>;
 fn kv_unpack(v: Quad) -> vec4<f32> { return v; }
@@ -7,18 +7,15 @@ fn kv_pack(v: vec4<f32>) -> Quad { return v; }
 //#else
 //#if KV == 3
 alias Quad = u32;
-// No f32 or f16 on the way is subnormal: a device may flush those. All NaN codes, as broken heads have, stay NaN.
-fn unpack(w: Quad, shift: u32, bias: u32, least: f32) -> vec4<f32> {
+// No f32 or f16 on the way is subnormal: a device may flush those.
+fn kv_unpack(w: Quad) -> vec4<f32> {
     let code = vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u);
     let low = code & vec4<u32>(0x7fu);
-    let normal = (low << vec4<u32>(shift)) + vec4<u32>(bias);
-    let small = bitcast<vec4<u32>>(vec4<f32>(low) * least);
+    let normal = (low << vec4<u32>(18u)) + vec4<u32>(0x3f000000u);
+    let small = bitcast<vec4<u32>>(vec4<f32>(low) * 0.03125);
     let sign = (code & vec4<u32>(0x80u)) << vec4<u32>(24u);
-    let broken = select(0u, 0x7fc00000u, w == 0x7f7f7f7fu);
-    return bitcast<vec4<f32>>(select(normal, small, low < vec4<u32>(0x800000u >> shift)) | sign | vec4<u32>(broken));
+    return bitcast<vec4<f32>>(select(normal, small, low < vec4<u32>(32u)) | sign);
 }
-fn kv_unpack(w: Quad) -> vec4<f32> { return unpack(w, 20u, 0x3c000000u, 0.001953125); }
-fn key_unpack(w: Quad) -> vec4<f32> { return unpack(w, 19u, 0x3e000000u, 0.015625); }
 //#else
 alias Quad = vec2<u32>;
 //#if KV == 1
@@ -39,7 +36,4 @@ fn kv_pack(v: vec4<f32>) -> Quad {
 }
 //#end
 //#end
-//#end
-//#if KV < 3
-fn key_unpack(v: Quad) -> vec4<f32> { return kv_unpack(v); }
 //#end

@@ -1,26 +1,15 @@
 // Stores new keys and values: keys after an optional norm and RoPE (ROPE), values as they are; rotates
 // queries where the bindings suffice (QUERY, without NORM). Without ROPE it is the plain store of one tensor.
 // A workgroup serves one head of one row: keys first, then values, then queries.
-// For FP8 (KV 3) keys are rotated and transformed in place, queries too, and the scales of blocks that a row begins
-// are set, for codes of 4 mantissa bits in keys, of $M in values or the one tensor: `codes` follows.
-struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32, run: u32, factor: f32, query_heads: u32, block_size: u32 }
+struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32, query_heads: u32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> live: array<u32>; // [2]
 @group(0) @binding(2) var<storage, read> slot_mapping: array<i32>; // [rows]
 @group(0) @binding(3) var<storage, read> v: array<f32>; // [rows, heads, head_dim]
-//#if KV == 3
-@group(0) @binding(4) var<storage, read_write> v_scales: array<f32>; // [blocks, heads]
-//#else
 @group(0) @binding(4) var<storage, read_write> v_cache: array<u32>; // [blocks, block_size, heads, head_dim]
-//#end
 //#if ROPE
-//#if KV == 3
-@group(0) @binding(5) var<storage, read_write> k: array<f32>; // as v
-@group(0) @binding(6) var<storage, read_write> k_scales: array<f32>; // as v_scales
-//#else
 @group(0) @binding(5) var<storage, read> k: array<f32>; // as v
 @group(0) @binding(6) var<storage, read_write> k_cache: array<u32>; // as v_cache
-//#end
 @group(0) @binding(7) var<storage, read> rope: array<vec2<f32>>; // [rows, rope_dim / 2] of (cos, sin)
 //#if NORM
 @group(0) @binding(8) var<storage, read> norm: array<f32>; // [head_dim]
@@ -31,17 +20,7 @@ struct Dims { heads: u32, head_dim: u32, rope_dim: u32, eps: f32, run: u32, fact
 //#end
 //#include rotate
 //#end
-//#if KV == 3
-//#if ROPE
-//#include hadamard X=k
-//#end
-//#if QUERY
-//#include hadamard X=q
-//#end
-//#include f8
-//#else
 //#include kv
-//#end
 
 @compute @workgroup_size($LANES)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -51,13 +30,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     if (slot < 0) { return; }
     let head = wg.x % dims.heads;
     let source = (row * dims.heads + head) * dims.head_dim;
-    //#if KV == 3
-    let begins = u32(slot) % dims.block_size == 0u;
-    let place = u32(slot) / dims.block_size * dims.heads + head;
-    var top = 0u;
-    //#else
     let to = (u32(slot) * dims.heads + head) * dims.head_dim;
-    //#end
     //#if QUERY
     if (wg.x >= 2u * dims.heads) {
         let base = (row * dims.query_heads + wg.x - 2u * dims.heads) * dims.head_dim;
@@ -70,9 +43,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             q[b] = x.z;
             q[b + 1u] = x.w;
         }
-        //#if KV == 3
-        hadamard_q(base, lane);
-        //#end
         return;
     }
     //#end
@@ -89,13 +59,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             //#if NORM
             x = x * scale * vec4<f32>(norm[at.x], norm[at.x + 1u], norm[at.y], norm[at.y + 1u]);
             //#end
-            //#if KV == 3
-            x = rotate(x, unit, row);
-            k[source + at.x] = x.x;
-            k[source + at.x + 1u] = x.y;
-            k[source + at.y] = x.z;
-            k[source + at.y + 1u] = x.w;
-            //#else
             let packed = kv_pack(rotate(x, unit, row));
             //#if KV == 0
             k_cache[to + at.x] = bitcast<u32>(packed.x);
@@ -106,31 +69,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             k_cache[(to + at.x) / 2u] = packed.x;
             k_cache[(to + at.y) / 2u] = packed.y;
             //#end
-            //#end
         }
-        //#if KV == 3
-        hadamard_k(source, lane);
-        if (begins) {
-            storageBarrier();
-            for (var i = 4u * lane; i < dims.head_dim; i += $[4*LANES]u) {
-                top = max(top, magnitude(vec4<f32>(k[source + i], k[source + i + 1u], k[source + i + 2u], k[source + i + 3u])));
-            }
-            let scale = scale_of_4(largest_of(lane, top));
-            if (lane == 0u) { k_scales[place] = scale; }
-        }
-        //#end
         return;
     }
     //#end
-    //#if KV == 3
-    if (begins) {
-        for (var i = 4u * lane; i < dims.head_dim; i += $[4*LANES]u) {
-            top = max(top, magnitude(vec4<f32>(v[source + i], v[source + i + 1u], v[source + i + 2u], v[source + i + 3u])));
-        }
-        let scale = scale_of_$M(largest_of(lane, top));
-        if (lane == 0u) { v_scales[place] = scale; }
-    }
-    //#else
     for (var i = 4u * lane; i < dims.head_dim; i += $[4*LANES]u) {
         let packed = kv_pack(vec4<f32>(v[source + i], v[source + i + 1u], v[source + i + 2u], v[source + i + 3u]));
         //#if KV == 0
@@ -143,5 +85,4 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         v_cache[(to + i) / 2u + 1u] = packed.y;
         //#end
     }
-    //#end
 }

@@ -146,8 +146,8 @@ fn tiny_models_of_every_family() {
         ("qwen2", tiny_model::hugging_face("qwen2", Dtype::BF16), KvFormat::F16),
         ("qwen3", tiny_model::hugging_face("qwen3", Dtype::F16), KvFormat::BF16),
         ("gguf", tiny_model::gguf(Format::Q4_1), KvFormat::F16),
-        ("llama, fp8", tiny_model::hugging_face("llama", Dtype::F32), KvFormat::E4M3),
-        ("qwen3, fp8", tiny_model::hugging_face("qwen3", Dtype::F16), KvFormat::E4M3),
+        ("llama, fp8", tiny_model::hugging_face("llama", Dtype::F32), KvFormat::E2M5),
+        ("qwen3, fp8", tiny_model::hugging_face("qwen3", Dtype::F16), KvFormat::E2M5),
     ];
     for backend in backends("tiny_models_of_every_family") {
         for (name, model, kv) in &models {
@@ -161,7 +161,7 @@ fn tiny_models_of_every_family() {
 fn the_real_model() {
     let Some(model) = smollm2("the_real_model") else { return };
     let greedy = SamplingParams { max_tokens: Some(32), ignore_eos: true, ..SamplingParams::default() };
-    for kv in [KvFormat::F16, KvFormat::E4M3] {
+    for kv in [KvFormat::F16, KvFormat::E2M5] {
         case(BackendChoice::Cpu, model.clone(), &greedy, 512, kv).check(&format!("SmolLM2 on cpu, {kv}"), &WAYS);
     }
     if backends("the_real_model").contains(&BackendChoice::Wgpu) {
@@ -169,7 +169,7 @@ fn the_real_model() {
         let short = SamplingParams { max_tokens: Some(10), ..greedy };
         let ways = [Way { chunk: 7, ..ALONE }, Way { company: 16, ..ALONE }];
         case(BackendChoice::Wgpu, model.clone(), &short, 512, KvFormat::F16).check("SmolLM2 on wgpu", &ways);
-        let fp8 = case(BackendChoice::Wgpu, model, &short, 512, KvFormat::E4M3);
+        let fp8 = case(BackendChoice::Wgpu, model, &short, 512, KvFormat::E2M5);
         fp8.check("SmolLM2 on wgpu, fp8", &[Way { chunk: 7, ..ALONE }]);
     }
 }

@@ -86,8 +86,8 @@ fn a_second_turn_with_stripped_thinking_computes_its_new_tokens_only() {
 fn a_second_turn_is_found_in_fp8_and_after_swapping() {
     const LEN: usize = 256;
     let model = thinker();
-    let fp8 = EngineOptions { kv_cache_dtype: KvFormat::E4M3, max_model_len: Some(LEN), ..options(&model) };
-    let token = Opened::open(fp8.clone()).unwrap().checkpoint.config.kv_bytes(KvFormat::E4M3).per_token();
+    let fp8 = EngineOptions { kv_cache_dtype: KvFormat::E2M5, max_model_len: Some(LEN), ..options(&model) };
+    let token = Opened::open(fp8.clone()).unwrap().checkpoint.config.kv_bytes(KvFormat::E2M5).per_token();
     // Room for one of the longest sequences, and requests that are let in without a look ahead.
     let short = EngineOptions {
         kv_memory: Some(token * LEN as u64),

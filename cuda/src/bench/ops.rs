@@ -114,7 +114,7 @@ impl<D: Device> Bench<'_, D> {
 
     pub(super) fn attention(&mut self) -> Result<()> {
         for (format, heads, kv_heads) in
-            [(KvFormat::BF16, 32, 8), (KvFormat::F16, 32, 8), (KvFormat::E4M3, 32, 8), (KvFormat::BF16, 64, 8)]
+            [(KvFormat::BF16, 32, 8), (KvFormat::F16, 32, 8), (KvFormat::E2M5, 32, 8), (KvFormat::BF16, 64, 8)]
         {
             for context in self.pick(vec![1024, 16_384, 65_536], vec![300]) {
                 for rows in self.pick(vec![1, 4, 16, 64], vec![2]) {
@@ -129,7 +129,7 @@ impl<D: Device> Bench<'_, D> {
         let mut p = Program::new("attention", rows, rows);
         let q = p.slot("q", Role::Input, Elem::F32, &[rows, heads * head_dim]);
         let shape = [rows * context.div_ceil(BLOCK_SIZE), BLOCK_SIZE, kv_heads, head_dim];
-        let [k_cache, v_cache] = p.kv_caches(["k_cache", "v_cache"], format, shape);
+        let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| p.kv_cache(name, format, shape));
         let [positions, row_seq, block_tables] = seen(&mut p, rows, context);
         let out = p.slot("out", Role::Output, Elem::F32, &[rows, heads * head_dim]);
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -158,7 +158,7 @@ impl<D: Device> Bench<'_, D> {
 
     /// DeepSeek-V3's attention, on one device and shared among eight.
     pub(super) fn latent(&mut self) -> Result<()> {
-        for (format, heads) in [(KvFormat::F16, 128), (KvFormat::E4M3, 128), (KvFormat::E4M3, 16)] {
+        for (format, heads) in [(KvFormat::F16, 128), (KvFormat::E2M5, 128), (KvFormat::E2M5, 16)] {
             for context in self.pick(vec![1024, 16_384, 65_536], vec![48]) {
                 for rows in self.pick(vec![1, 4, 16, 64], vec![2]) {
                     self.attend_latent(format, heads, rows, context)?;

@@ -34,7 +34,7 @@ impl<D: Device> Bench<'_, D> {
         for config in models(self.scale) {
             for weights in &formats {
                 self.forget_weights();
-                for kv in [KvFormat::BF16, KvFormat::E4M3] {
+                for kv in [KvFormat::BF16, KvFormat::E2M5] {
                     for context in &contexts {
                         let kind = |rows, prefill| Kind { weights: *weights, kv, rows, context: *context, prefill };
                         for rows in &batches {

@@ -71,8 +71,7 @@ impl fmt::Display for MemoryPlan {
         writeln!(f, "{:<16} {:>10}", "scratch", bytes_in_words(self.scratch))?;
         writeln!(f, "{kv:<16} {:>10} per token", bytes_in_words(self.kv.per_token()))?;
         if self.kv.format.has_scales() {
-            let (bytes, tokens) = (bytes_in_words(self.kv.scales_per_block()), self.block_size);
-            writeln!(f, "{:<16} {bytes:>10} per block of {tokens} tokens", "KV scales")?;
+            writeln!(f, "{:<16} {:>10} per token", "KV scales", bytes_in_words(self.kv.scales_per_token()))?;
         }
         match self.missing() {
             Some(m) => write!(f, "{:<16} {:>10}", "missing", bytes_in_words(m)),
@@ -109,8 +108,8 @@ mod tests {
         assert_eq!((plan.tokens(), plan.missing()), (0, Some(10_368_640)));
         assert!(plan.to_string().ends_with("10.4 MB"), "{plan}");
         plan.budget = 500_000_000;
-        plan.kv.format = KvFormat::E4M3;
-        assert_eq!(plan.blocks(), 400_000_000 / (16 * 11_520 + 720));
-        assert!(plan.to_string().contains("720 B per block of 16 tokens"), "{plan}");
+        plan.kv.format = KvFormat::E2M5;
+        assert_eq!(plan.blocks(), 400_000_000 / (16 * (11_520 + 720)));
+        assert!(plan.to_string().contains("720 B per token"), "{plan}");
     }
 }

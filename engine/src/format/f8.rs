@@ -1,20 +1,24 @@
 //! FP8 codes: sign, exponent, mantissa, no infinities, and all ones for what is not a number. [`E4M3`] is that of
-//! the OCP 8-bit Floating Point Specification 1.0: 448 is the largest number, 2^-9 the smallest step. [`E3M4`] is
-//! made the same way with one bit moved from the exponent to the mantissa: 30 and 2^-6.
+//! the OCP 8-bit Floating Point Specification 1.0: 448 is the largest number, 2^-9 the smallest step. [`E2M5`] is
+//! made the same way with two bits moved from the exponent to the mantissa: 7.75 and 2^-5.
 //!
-//! Cached keys and values are `code * scale`, one scale for each block and head. A scale is a power of
-//! two, so that it changes no rounding, wherever a kernel applies it; and it follows from the first token
-//! of the block alone, so that what a block holds does not depend on how its tokens were cut into steps.
+//! Cached keys and values are `code * scale` with codes of E2M5 and a scale for each token and head, which follows from
+//! the token's own largest magnitude there ([`scale`]). So nothing saturates, whatever came before, what is cached of a
+//! token does not depend on how tokens were cut into steps, and a narrow range suffices: bits are worth more in the
+//! mantissa. Sharing a scale among the tokens of a block was tried. Tokens differ too much for that (values of a
+//! sequence's first token are hundreds of times smaller than others, keys after it up to 12 times larger), and range for
+//! them took one or two bits of precision from all.
 //!
-//! Values are E4M3, keys E3M4: an error in a key moves a score by itself, and is what costs accuracy; an error in a
-//! value is averaged over the tokens attended to. Values need the range of E4M3 (those of a sequence's first token
-//! are tiny), keys do not once [`super::hadamard`] has spread a head's outliers over all of it.
+//! A scale is a power of two, so that it changes no rounding, wherever a kernel applies it. That of a head with an
+//! element that is not finite is NaN, which makes the token's score NaN, and all that attends to its value.
 
-/// Not a number. Written for every element of a head that has one which is not finite, and never otherwise.
+use std::ops::RangeInclusive;
+
+/// The code of what is not a number; no cached element has it.
 pub const NAN: u8 = 0x7f;
 
 /// Exponents of scales, biased as in f32: far inside its range, so that a scale and its inverse are normal.
-const SCALE_EXPONENTS: std::ops::RangeInclusive<u32> = 127 - 60..=127 + 60;
+const SCALE_EXPONENTS: RangeInclusive<u32> = 127 - 60..=127 + 60;
 
 /// The largest magnitude of a head: infinite or NaN if one of its values is.
 pub fn largest(x: &[f32]) -> f32 {
@@ -22,15 +26,31 @@ pub fn largest(x: &[f32]) -> f32 {
     f32::from_bits(x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0))
 }
 
+/// The scale of a token's head, by its [`largest`] magnitude, which lies between 3.9 and 7.8 times the scale, so that it
+/// rounds to 7.75 at most.
+pub fn scale(largest: f32) -> f32 {
+    if largest == 0.0 {
+        return 1.0;
+    }
+    if !largest.is_finite() {
+        return f32::NAN;
+    }
+    // What would round to more counts as 8.
+    let exponent = ((largest.to_bits() + (3 << (E2M5::SHIFT - 1))) >> 23).saturating_sub(2);
+    f32::from_bits(exponent.clamp(*SCALE_EXPONENTS.start(), *SCALE_EXPONENTS.end()) << 23)
+}
+
 /// Codes of `M` mantissa bits and `7 - M` exponent bits.
 pub struct F8<const M: u32>;
 
 /// Four exponent bits of bias 7, three mantissa bits.
 pub type E4M3 = F8<3>;
-/// Three exponent bits of bias 3, four mantissa bits.
-pub type E3M4 = F8<4>;
+/// Two exponent bits of bias 1, five mantissa bits.
+pub type E2M5 = F8<5>;
 
 impl<const M: u32> F8<M> {
+    /// Mantissa bits.
+    pub const MANTISSA: u32 = M;
     /// Mantissa bits that an f32 has more.
     pub const SHIFT: u32 = 23 - M;
     /// By how much the bias of an f32 is higher.
@@ -41,21 +61,6 @@ impl<const M: u32> F8<M> {
     pub const NORMAL: f32 = f32::from_bits((Self::REBIAS + 1) << 23);
     /// A power of two whose f32 neighbours are as far away as subnormal codes are from each other.
     pub const STEPS: f32 = f32::from_bits((Self::REBIAS + 1 + Self::SHIFT) << 23);
-    /// By how many binary orders a scale exceeds the largest value of the first token. E4M3: it becomes 1/4 to 1/2,
-    /// later tokens may be 896 times larger before they saturate. E3M4: it becomes 1 to 2, later ones may be 15
-    /// times larger; of rotated keys, those after a sequence's first token are up to 12 times as large as it.
-    pub const LEVEL: u32 = if M == 3 { 2 } else { 0 };
-    /// The scale where the first token of a block says nothing: all zero, or not finite.
-    pub const DEFAULT_SCALE: f32 = if M == 3 { 0.0625 } else { 1.0 };
-
-    /// The scale of a block and head whose first token's largest magnitude is `largest`.
-    pub fn scale(largest: f32) -> f32 {
-        if largest == 0.0 || !largest.is_finite() {
-            return Self::DEFAULT_SCALE;
-        }
-        let exponent = (largest.to_bits() >> 23 & 0xff) + Self::LEVEL;
-        f32::from_bits(exponent.clamp(*SCALE_EXPONENTS.start(), *SCALE_EXPONENTS.end()) << 23)
-    }
 
     /// The nearest code, ties to even; beyond the largest number it saturates. NaN is not for it.
     pub fn encode(x: f32) -> u8 {
@@ -108,9 +113,9 @@ mod tests {
     #[test]
     fn every_code_is_what_the_specification_says_and_comes_back() {
         every_code_comes_back::<3>();
-        every_code_comes_back::<4>();
+        every_code_comes_back::<5>();
         assert_eq!((E4M3::decode(0x7e), E4M3::decode(0x01), E4M3::MAX), (448.0, 2f32.powi(-9), 448.0));
-        assert_eq!((E3M4::decode(0x7e), E3M4::decode(0x01), E3M4::MAX), (30.0, 2f32.powi(-6), 30.0));
+        assert_eq!((E2M5::decode(0x7e), E2M5::decode(0x01), E2M5::MAX), (7.75, 2f32.powi(-5), 7.75));
     }
 
     fn rounds<const M: u32>() {
@@ -131,27 +136,24 @@ mod tests {
     #[test]
     fn rounds_to_the_nearest_and_ties_to_even() {
         rounds::<3>();
-        rounds::<4>();
-    }
-
-    fn scales<const M: u32>(level: std::ops::Range<f32>, room: f32) {
-        for largest in [1e-3f32, 0.7, 1.0, 1.99, 2.0, 37.5, 1e6] {
-            let scale = F8::<M>::scale(largest);
-            assert!(level.contains(&(largest / scale)), "{largest}: {}", largest / scale);
-            assert_eq!(scale.to_bits() & 0x7f_ffff, 0);
-            assert!(F8::<M>::MAX * scale >= room * largest);
-        }
-        for nothing in [0.0, f32::INFINITY, f32::NAN] {
-            assert_eq!(F8::<M>::scale(nothing), F8::<M>::DEFAULT_SCALE);
-        }
-        let (smallest, greatest) = (F8::<M>::scale(f32::from_bits(1)), F8::<M>::scale(f32::MAX));
-        assert_eq!((smallest, greatest), (2f32.powi(-60), 2f32.powi(60)));
+        rounds::<5>();
     }
 
     #[test]
-    fn scales_are_powers_of_two_with_room_above() {
-        scales::<3>(0.25..0.5, 896.0);
-        scales::<4>(1.0..2.0, 15.0);
+    fn scales_are_powers_of_two_and_nothing_saturates() {
+        let just_below = |x: f32| f32::from_bits(x.to_bits() - 1);
+        for largest in [1e-3f32, 0.7, 1.0, 1.99, 2.0, 37.5, 1e6, just_below(3.90625), 3.90625, just_below(4.0)] {
+            let scale = scale(largest);
+            assert_eq!(scale.to_bits() & 0x7f_ffff, 0);
+            let scaled = largest / scale;
+            assert!((3.90625..7.8125).contains(&scaled), "{largest}: {scaled}");
+            let error = E2M5::decode(E2M5::encode(scaled)) - scaled;
+            assert!(error.abs() <= 0.0625, "{largest}: {scaled} is off by {error}");
+        }
+        assert_eq!((scale(0.0), scale(4.0), scale(7.8125)), (1.0, 1.0, 2.0));
+        assert!(scale(f32::INFINITY).is_nan() && scale(f32::NAN).is_nan());
+        let (smallest, greatest) = (scale(f32::from_bits(1)), scale(f32::MAX));
+        assert_eq!((smallest, greatest), (2f32.powi(-60), 2f32.powi(60)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ pub mod f8;
 pub mod hadamard;
 pub mod int4;
 
-use f8::{E3M4, E4M3};
+use f8::E2M5;
 use serde::{Deserialize, Serialize};
 
 /// Storage format of a weight tensor. Quantised formats are the GGUF blocks
@@ -36,7 +36,7 @@ pub enum Format {
     Q5K,
     /// 256 six-bit in 16 groups with int8 scales.
     Q6K,
-    /// FP8: an f32 scale, then 128 [`E4M3`] codes: `code * scale`. One scale per tensor, per row or per
+    /// FP8: an f32 scale, then 128 [`f8::E4M3`] codes: `code * scale`. One scale per tensor, per row or per
     /// 128 x 128 block are all this.
     F8,
     /// INT4 of GPTQ and AWQ: a word of scale and zero ([`int4`]), then 32 nibbles: `d * (q - zero)`.
@@ -129,44 +129,26 @@ pub enum KvFormat {
     F16,
     /// The upper half of a single.
     BF16,
-    /// FP8: [`E4M3`] codes, with a scale for each block and head. Who chooses it has it for values, and
-    /// [`KvFormat::E3M4`] for keys.
+    /// FP8: [`E2M5`] codes, with a scale for each token and head ([`f8`]).
     #[serde(rename = "fp8")]
-    E4M3,
-    /// FP8 of keys: [`E3M4`] codes, as above. Nobody's choice by itself.
-    #[serde(skip)]
-    E3M4,
+    E2M5,
 }
 
 impl KvFormat {
-    /// Every format that can be chosen, for tables and tests.
-    pub const ALL: [KvFormat; 4] = [KvFormat::F32, KvFormat::F16, KvFormat::BF16, KvFormat::E4M3];
+    /// Every format, for tables and tests.
+    pub const ALL: [KvFormat; 4] = [KvFormat::F32, KvFormat::F16, KvFormat::BF16, KvFormat::E2M5];
 
     /// Bytes of one element.
     pub const fn bytes(self) -> usize {
         match self {
             KvFormat::F32 => 4,
             KvFormat::F16 | KvFormat::BF16 => 2,
-            KvFormat::E4M3 | KvFormat::E3M4 => 1,
+            KvFormat::E2M5 => 1,
         }
     }
-    /// Whether each block and head has a scale, of 4 bytes.
+    /// Whether each token and head has a scale, of 4 bytes.
     pub const fn has_scales(self) -> bool {
-        matches!(self, KvFormat::E4M3 | KvFormat::E3M4)
-    }
-    /// How keys are stored where this is chosen; values are stored in itself.
-    pub const fn of_keys(self) -> KvFormat {
-        match self {
-            KvFormat::E4M3 => KvFormat::E3M4,
-            other => other,
-        }
-    }
-    /// The scale of a block and head whose first token's largest magnitude is `largest`, in formats with scales.
-    pub fn scale(self, largest: f32) -> f32 {
-        match self {
-            KvFormat::E3M4 => E3M4::scale(largest),
-            _ => E4M3::scale(largest),
-        }
+        matches!(self, KvFormat::E2M5)
     }
     /// The word for it on the command line.
     pub const fn name(self) -> &'static str {
@@ -174,8 +156,7 @@ impl KvFormat {
             KvFormat::F32 => "f32",
             KvFormat::F16 => "f16",
             KvFormat::BF16 => "bf16",
-            KvFormat::E4M3 => "fp8",
-            KvFormat::E3M4 => "fp8 (keys)",
+            KvFormat::E2M5 => "fp8",
         }
     }
     /// The value after a round trip through the cache; of a format with scales, of what was divided by its scale.
@@ -184,8 +165,7 @@ impl KvFormat {
             KvFormat::F32 => x,
             KvFormat::F16 => half::f16::from_f32(x).to_f32(),
             KvFormat::BF16 => half::bf16::from_f32(x).to_f32(),
-            KvFormat::E4M3 => E4M3::decode(E4M3::encode(x)),
-            KvFormat::E3M4 => E3M4::decode(E3M4::encode(x)),
+            KvFormat::E2M5 => E2M5::decode(E2M5::encode(x)),
         }
     }
 }
@@ -200,7 +180,8 @@ impl std::str::FromStr for KvFormat {
     type Err = String;
     fn from_str(word: &str) -> Result<Self, String> {
         let word = word.to_ascii_lowercase();
-        let found = Self::ALL.into_iter().find(|f| f.name() == word || *f == KvFormat::E4M3 && word == "fp8_e4m3");
-        found.ok_or_else(|| "it is none of f32, f16, bf16, fp8 (also written fp8_e4m3)".into())
+        let codes = if word.starts_with("fp8_") { "; the codes of fp8 are E2M5 here" } else { "" };
+        let found = Self::ALL.into_iter().find(|f| f.name() == word);
+        found.ok_or_else(|| format!("it is none of f32, f16, bf16, fp8{codes}"))
     }
 }

@@ -42,9 +42,9 @@ impl KvBytes {
         };
         (self.layers * values * self.format.bytes()) as u64
     }
-    /// Bytes of the scales of one block, over all layers, however many tokens it holds: f32, one for each head's
-    /// keys and one for its values, or for the latent and for the rotated key; none where the format has none.
-    pub const fn scales_per_block(self) -> u64 {
+    /// Bytes of the scales of one token, over all layers: f32, one for each head's key and one for its value, or for the
+    /// latent and for the rotated key; none where the format has none.
+    pub const fn scales_per_token(self) -> u64 {
         let vectors = match self.vectors {
             Vectors::Gqa { kv_heads, .. } => 2 * kv_heads,
             Vectors::Mla { .. } => 2,
@@ -53,7 +53,7 @@ impl KvBytes {
     }
     /// Bytes of a block of `block_size` tokens, scales included.
     pub const fn per_block(self, block_size: usize) -> u64 {
-        self.per_token() * block_size as u64 + self.scales_per_block()
+        (self.per_token() + self.scales_per_token()) * block_size as u64
     }
 }
 
@@ -77,14 +77,14 @@ mod tests {
     #[test]
     fn fp8_is_half_of_f16_to_the_byte_and_its_scales_are_apart() {
         for (layers, kv_heads, head_dim) in [(30, 3, 64), (80, 8, 128), (18, 1, 256)] {
-            let [half, eighth] = [KvFormat::F16, KvFormat::E4M3].map(|f| gqa(layers, kv_heads, head_dim, f));
+            let [half, eighth] = [KvFormat::F16, KvFormat::E2M5].map(|f| gqa(layers, kv_heads, head_dim, f));
             assert_eq!(2 * eighth.per_token(), half.per_token());
-            assert_eq!(half.scales_per_block(), 0);
+            assert_eq!(half.scales_per_token(), 0);
             assert_eq!(half.per_block(16), 16 * half.per_token());
-            assert_eq!(eighth.scales_per_block(), (layers * 2 * kv_heads * 4) as u64);
-            assert_eq!(eighth.per_block(16), 8 * half.per_token() + eighth.scales_per_block());
-            // 4 bytes beside block_size * head_dim codes.
-            assert!(eighth.scales_per_block() * 200 < 16 * eighth.per_token());
+            assert_eq!(eighth.scales_per_token(), (layers * 2 * kv_heads * 4) as u64);
+            assert_eq!(eighth.per_block(16), 8 * half.per_token() + 16 * eighth.scales_per_token());
+            // 4 bytes beside head_dim codes.
+            assert_eq!(eighth.scales_per_token() * head_dim as u64, 4 * eighth.per_token());
         }
     }
 }

@@ -1,8 +1,6 @@
 //! Causal grouped-query attention over a paged KV cache, and the store into it.
 //!
-//! A cache of codes ([`crate::format::f8`]) has a scale for each block and head: the store of a token
-//! whose place is the first of a block sets it, and later tokens of the block use it. Rows that are the first
-//! of their block come before the others, whose scale may be set in the same step.
+//! A cache of codes ([`crate::format::f8`]) has a scale for each token and head, stored with them.
 
 use std::ops::Range;
 
@@ -66,7 +64,7 @@ impl Attention {
                 let cached = |cache: KvCache, t: usize| {
                     let (block, offset) = (table[t / block_size] as usize, t % block_size);
                     let at = ((block * block_size + offset) * self.kv_heads + head / group) * dim;
-                    let scale = cache.scales().map_or(1.0, |s| env.f64s(s)[block * self.kv_heads + head / group]);
+                    let scale = scale(env, cache, block * self.kv_heads + head / group, offset);
                     env.f64s(cache.elements())[at..][..dim].iter().map(move |x| x * scale)
                 };
                 let q = &env.f64s(self.q)[(row * self.heads + head) * dim..][..dim];
@@ -120,36 +118,79 @@ impl KvStore {
     }
 }
 
+/// What the elements at `offset` of a block are multiplied with; `part` counts the heads of all blocks, or the parts of
+/// latent vectors. 1 in formats without scales.
+pub(super) fn scale(env: &Env<'_>, cache: KvCache, part: usize, offset: usize) -> f64 {
+    let block_size = env.shape(cache.elements())[1];
+    cache.scales().map_or(1.0, |scales| env.f64s(scales)[part * block_size + offset])
+}
+
 /// What a store means: each row of `x` goes to its slot, its parts rounded apart, each under a scale of its own in
 /// formats that have scales.
 pub(super) fn store(env: &mut Env<'_>, x: Slot, cache: KvCache, slot_mapping: Slot, parts: &[Range<usize>]) {
     let (block_size, width) = (env.shape(cache.elements())[1], parts.last().map_or(0, |part| part.end));
-    let rows = (0..env.live(RowSpace::Batch)).filter_map(|row| {
-        let slot = usize::try_from(env.i32s(slot_mapping)[row]).ok()?;
-        Some((row, slot))
-    });
-    let stored: Vec<(usize, usize, usize)> =
-        rows.flat_map(|(row, slot)| (0..parts.len()).map(move |part| (row, slot, part))).collect();
-    let new = |env: &Env<'_>, row: usize, part: usize| -> Vec<f32> {
-        env.f64s(x)[row * width..][parts[part].clone()].iter().map(|x| *x as f32).collect()
-    };
-    let place = |slot: usize, part: usize| slot / block_size * parts.len() + part;
-    if let Some(scales) = cache.scales() {
-        for &(row, slot, part) in stored.iter().filter(|(_, slot, _)| slot.is_multiple_of(block_size)) {
-            let scale = env.kv_format(cache).scale(f8::largest(&new(env, row, part)));
-            env.f64s_mut(scales)[place(slot, part)] = f64::from(scale);
+    let format = env.kv_format(cache);
+    for row in 0..env.live(RowSpace::Batch) {
+        let Ok(slot) = usize::try_from(env.i32s(slot_mapping)[row]) else { continue };
+        for (i, part) in parts.iter().enumerate() {
+            let new: Vec<f32> = env.f64s(x)[row * width..][part.clone()].iter().map(|x| *x as f32).collect();
+            let mut scale = 1.0;
+            if let Some(scales) = cache.scales() {
+                scale = f8::scale(f8::largest(&new));
+                let place = (slot / block_size * parts.len() + i) * block_size + slot % block_size;
+                env.f64s_mut(scales)[place] = f64::from(scale);
+            }
+            // Under a scale that is not a number elements are none either.
+            let rounded: Vec<f64> = new.into_iter().map(|x| f64::from(format.round(x / scale))).collect();
+            env.f64s_mut(cache.elements())[slot * width..][part.clone()].copy_from_slice(&rounded);
         }
     }
-    for (row, slot, part) in stored {
-        let x = new(env, row, part);
-        let rounded: Vec<f64> = match cache.scales() {
-            None => x.into_iter().map(|x| f64::from(env.kv_format(cache).round(x))).collect(),
-            Some(_) if !f8::largest(&x).is_finite() => vec![f64::NAN; x.len()],
-            Some(scales) => {
-                let scale = env.f64s(scales)[place(slot, part)] as f32;
-                x.into_iter().map(|x| f64::from(env.kv_format(cache).round(x / scale))).collect()
-            }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::reference::Values;
+    use crate::format::KvFormat;
+    use crate::op::problem::noise;
+    use crate::program::{Elem, Role};
+
+    const BLOCK: usize = 16;
+    const DIM: usize = 64;
+
+    /// The largest error of each token of a block, of values up to `size(token)`, relative to its own largest.
+    fn errors(size: impl Fn(usize) -> f32) -> Vec<f64> {
+        let mut p = Program::new("store", BLOCK, BLOCK);
+        let x = p.slot("x", Role::Input, Elem::F32, &[BLOCK, DIM]);
+        let slot_mapping = p.slot("slot_mapping", Role::Input, Elem::I32, &[BLOCK]);
+        let cache = p.kv_cache("cache", KvFormat::E2M5, [1, BLOCK, 1, DIM]);
+        let value = |i: usize| f64::from(size(i / DIM) * noise(1, "x", i / DIM, i % DIM));
+        let new: Vec<f64> = (0..BLOCK * DIM).map(value).collect();
+        let fresh = |len| Values::F64(vec![f64::NAN; len]);
+        let mut values = vec![
+            Values::U32(vec![BLOCK as u32; 2]),
+            Values::F64(new.clone()),
+            Values::I32((0..BLOCK as i32).collect()),
+            fresh(BLOCK * DIM),
+            fresh(BLOCK),
+        ];
+        let mut env = Env::new(&p, &mut values);
+        KvStore { x, cache, slot_mapping }.reference(&mut env);
+        let token = |t: usize| {
+            let (new, scale) = (&new[t * DIM..][..DIM], scale(&env, cache, 0, t));
+            let stored = env.f64s(cache.elements())[t * DIM..][..DIM].iter().map(|x| x * scale);
+            let most = new.iter().fold(0f64, |a, x| a.max(x.abs()));
+            stored.zip(new).fold(0f64, |a, (stored, x)| a.max((stored - x).abs())) / most
         };
-        env.f64s_mut(cache.elements())[slot * width..][parts[part].clone()].copy_from_slice(&rounded);
+        (0..BLOCK).map(token).collect()
+    }
+
+    #[test]
+    fn every_token_has_all_the_precision_of_its_codes() {
+        // The first, as those of sequences are, hundreds of times smaller, the sixth larger.
+        let size = |t: usize| [1.0 / 500.0, 0.7, 1.0, 1.3, 1.6, 40.0][t.min(5)];
+        for (t, error) in errors(size).into_iter().enumerate() {
+            assert!(error > 0.0 && error <= 1.0 / 62.0, "token {t}: {error}");
+        }
     }
 }

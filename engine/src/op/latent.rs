@@ -39,8 +39,7 @@ pub struct LatentAttention {
 }
 
 /// Rounds `x`, its last `rope` elements rotated already, to the cache's format and stores it at each row's slot; padding
-/// rows (-1) store nothing. In formats with scales the latent and the rotated key have one each, and E4M3 codes both:
-/// the latent is a value too.
+/// rows (-1) store nothing. In formats with scales the latent and the rotated key have their own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentStore {
     /// `f32 [rows, latent + rope]`.
@@ -65,7 +64,7 @@ impl LatentAttention {
             let table = env.u32s(self.block_tables)[env.u32s(self.row_seq)[row] as usize * max_blocks..].to_vec();
             let vector = |env: &Env<'_>, t: usize| -> Vec<f64> {
                 let (block, offset) = (table[t / block_size] as usize, t % block_size);
-                let scales = self.cache.scales().map_or([1.0; 2], |s| [0, 1].map(|part| env.f64s(s)[2 * block + part]));
+                let scales = [0, 1].map(|part| attention::scale(env, self.cache, 2 * block + part, offset));
                 let stored = env.f64s(self.cache.elements())[(block * block_size + offset) * width..][..width].iter();
                 stored.enumerate().map(|(i, x)| x * scales[usize::from(i >= latent)]).collect()
             };

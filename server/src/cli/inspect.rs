@@ -91,7 +91,7 @@ fn plan_json(s: &Sizing) -> Value {
         "weights_bytes": s.plan.weights,
         "activations_bytes": s.plan.scratch,
         "kv_bytes_per_token": s.plan.kv.per_token(),
-        "kv_scale_bytes_per_block": s.plan.kv.scales_per_block(),
+        "kv_scale_bytes_per_token": s.plan.kv.scales_per_token(),
         "kv_cache_dtype": s.plan.kv.format,
         "block_size": s.plan.block_size,
         "kv_pool_bytes": s.pool_bytes(),

@@ -159,21 +159,18 @@ fn bench_perplexity_inspect_and_devices_print_what_scripts_need() {
     assert_eq!(inspect["tensors"].as_array().unwrap().len(), 2 * 9 + 3);
     assert!(inspect["memory"]["kv_bytes_per_token"].as_u64() == Some(2 * 2 * 2 * 16 * 2));
     assert!(ponder(&["inspect", "--model", &path]).stdout.contains("tokens would fit"));
-    for name in ["fp8", "fp8_e4m3"] {
-        let fp8 = ponder(&["inspect", "--model", &path, "--kv-cache-dtype", name, "--json"]).json();
-        let memory = &fp8["memory"];
-        assert_eq!(
-            (&memory["kv_cache_dtype"], &memory["kv_bytes_per_token"]),
-            (&"fp8".into(), &(2 * 2 * 2 * 16).into())
-        );
-        assert_eq!(memory["kv_scale_bytes_per_block"], 2 * 2 * 2 * 4);
-        let text = ponder(&["inspect", "--model", &path, "--kv-cache-dtype", name]).stdout;
-        assert!(text.contains("(fp8)") && text.contains("KV scales"), "{text}");
-    }
-    // How keys are stored under fp8 is no choice of its own.
-    for name in ["e3m4", "fp8 (keys)"] {
-        let refused = ponder(&["inspect", "--model", &path, "--kv-cache-dtype", name]);
-        assert!(refused.stderr.contains("none of f32, f16, bf16, fp8"), "{}", refused.stderr);
+    let with_cache =
+        |name: &str, more: &[&str]| ponder(&[&["inspect", "--model", &path, "--kv-cache-dtype", name], more].concat());
+    let fp8 = with_cache("fp8", &["--json"]).json();
+    let memory = &fp8["memory"];
+    assert_eq!((&memory["kv_cache_dtype"], &memory["kv_bytes_per_token"]), (&"fp8".into(), &(2 * 2 * 2 * 16).into()));
+    assert_eq!(memory["kv_scale_bytes_per_token"], 2 * 2 * 2 * 4);
+    let text = with_cache("fp8", &[]).stdout;
+    assert!(text.contains("(fp8)") && text.contains("KV scales"), "{text}");
+    // The name that other engines have for other codes is not taken for ours.
+    for (name, why) in [("e2m5", "none of f32, f16, bf16, fp8"), ("fp8_e4m3", "the codes of fp8 are E2M5 here")] {
+        let refused = with_cache(name, &[]);
+        assert!(refused.stderr.contains(why), "{}", refused.stderr);
     }
     let devices = ponder(&["devices", "--json"]).json();
     let auto = devices["devices"].as_array().unwrap().iter().filter(|d| d["auto"] == true).count();

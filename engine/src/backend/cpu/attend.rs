@@ -1,7 +1,7 @@
 //! The arithmetic of attention: queries against the tokens of a split.
 
 use super::attention::SPLIT;
-use super::kv::{Cache, get, is_broken};
+use super::kv::{Cache, get};
 use super::math::{exp, exp1};
 use super::simd::{Isa, array, prefetch};
 
@@ -229,26 +229,19 @@ impl Attend<'_> {
                     unsafe { latents(s, cache, slot, std::slice::from_raw_parts_mut(row, count * dim), dim) };
                     continue;
                 }
-                let (from, scale) = (cache.at(slot, self.kv_head), cache.scale(slot, self.kv_head));
+                let from = cache.at(slot, self.kv_head);
                 // SAFETY: `count` tokens of one block and head lie together; their rows are in the tile.
                 unsafe {
-                    if dim == cache.head_dim {
-                        get(s, cache.format, scale, from, std::slice::from_raw_parts_mut(row, count * dim));
-                    }
+                    let rows = std::slice::from_raw_parts_mut(row, count * dim);
                     if dim == cache.head_dim && !cache.has_scales() {
+                        get(s, cache.format, 1.0, from, rows);
                         continue;
                     }
-                    for i in 0..count {
+                    for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                        let (values, padding) = row.split_at_mut(cache.head_dim);
                         let from = from.add(i * cache.head_dim * cache.format.bytes());
-                        let row = std::slice::from_raw_parts_mut(row.add(i * dim), dim);
-                        if dim != cache.head_dim {
-                            let (values, padding) = row.split_at_mut(cache.head_dim);
-                            get(s, cache.format, scale, from, values);
-                            padding.fill(0.0);
-                        }
-                        if is_broken(cache.format, from) {
-                            row.fill(f32::NAN);
-                        }
+                        get(s, cache.format, cache.scale(slot + i, self.kv_head), from, values);
+                        padding.fill(0.0);
                     }
                 }
             }
@@ -373,11 +366,7 @@ unsafe fn latents<S: Isa>(s: S, cache: &Cache, slot: usize, rows: &mut [f32], di
         for part in 0..cache.parts() {
             let from = cache.at(slot + i, part);
             // SAFETY: a part has as many elements as its place says.
-            unsafe { get(s, cache.format, cache.scale(slot, part), from, &mut row[cache.part(part)]) };
-        }
-        // SAFETY: as above.
-        if (0..cache.parts()).any(|part| unsafe { is_broken(cache.format, cache.at(slot + i, part)) }) {
-            row.fill(f32::NAN);
+            unsafe { get(s, cache.format, cache.scale(slot + i, part), from, &mut row[cache.part(part)]) };
         }
     }
 }

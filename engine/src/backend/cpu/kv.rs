@@ -1,6 +1,5 @@
 //! The paged cache: `[blocks, kv_heads, block_size, head_dim]`, so that the tokens of a block that a
-//! head attends to lie together. Scales of codes are `[blocks, kv_heads]`, set by the first token of a block
-//! before its others are stored ([`Cache::set_scale`], then a phase of [`Put`]s).
+//! head attends to lie together. Scales of codes are `[blocks, kv_heads, block_size]`.
 //!
 //! Latent vectors are one head of two parts, each with a scale of its own. What is said of heads below holds for
 //! these parts: a token has [`Cache::parts`] of them.
@@ -10,7 +9,7 @@ use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
 use crate::format::KvFormat;
-use crate::format::f8::{self, E3M4, E4M3};
+use crate::format::f8::{self, E2M5};
 use crate::op;
 use crate::program::{KvCache, RowSpace};
 
@@ -56,7 +55,7 @@ impl Cache {
             Some(latent) => [0..latent, latent..self.head_dim][part].clone(),
         }
     }
-    /// Whether it has scales, so that first tokens of blocks come before the others.
+    /// Whether it has scales.
     pub fn has_scales(&self) -> bool {
         self.scales.is_some()
     }
@@ -70,47 +69,37 @@ impl Cache {
         // SAFETY: the block exists, and head and offset are within it.
         unsafe { self.start.at((index * self.head_dim + within) * self.format.bytes()) }
     }
+    /// Where the scale of a slot's head is, if there are scales.
+    #[inline(always)]
+    fn scale_at(&self, slot: usize, head: usize) -> Option<*mut f32> {
+        let (block, offset) = (slot / self.block_size, slot % self.block_size);
+        assert!(block < self.blocks, "block {block} of {}", self.blocks);
+        // SAFETY: the block exists, and head and offset are within it.
+        self.scales.map(|scales| unsafe { scales.at((block * self.parts() + head) * self.block_size + offset) })
+    }
     /// What a slot's elements of one head are multiplied with; 1 where there are no scales.
     #[inline(always)]
     pub fn scale(&self, slot: usize, head: usize) -> f32 {
-        let block = slot / self.block_size;
-        assert!(block < self.blocks, "block {block} of {}", self.blocks);
-        // SAFETY: the block exists, and the head is one of its heads.
-        self.scales.map_or(1.0, |s| unsafe { *s.at(block * self.parts() + head) })
-    }
-    /// Sets the scale of a slot's block if the slot is the block's first and there are scales.
-    pub fn set_scale(&self, level: Level, slot: usize, head: usize, x: &[f32]) {
-        let Some(scales) = self.scales.filter(|_| slot.is_multiple_of(self.block_size)) else { return };
-        let block = slot / self.block_size;
-        assert!(block < self.blocks, "block {block} of {}", self.blocks);
-        let scale = self.format.scale(level.run(Largest { x }));
-        // SAFETY: as in `scale`; a slot belongs to one row of a launch.
-        unsafe { *scales.at(block * self.parts() + head) = scale };
+        // SAFETY: it is within the cache.
+        self.scale_at(slot, head).map_or(1.0, |scale| unsafe { *scale })
     }
     /// Rounds one head's vector into its slot.
     pub fn put(&self, level: Level, slot: usize, head: usize, x: &[f32]) {
-        level.run(Put { x, to: self.at(slot, head), format: self.format, inverse: 1.0 / self.scale(slot, head) });
+        level.run(Put { x, to: self.at(slot, head), scale: self.scale_at(slot, head), format: self.format });
     }
 }
 
 /// [`f8::largest`].
-struct Largest<'a> {
-    x: &'a [f32],
-}
-
-impl Kernel for Largest<'_> {
-    type Out = f32;
-    #[inline(always)]
-    fn run<S: Isa>(self, s: S) -> f32 {
-        let (whole, rest) = self.x.split_at(self.x.len() / 16 * 16);
-        let mut most = s.splat_i(0);
-        for x in whole.chunks_exact(16) {
-            // SAFETY: 16 floats.
-            let bits = s.bits(unsafe { s.load(x.as_ptr()) });
-            most = s.max_i(most, s.and(bits, s.splat_i(0x7fff_ffff)));
-        }
-        f32::from_bits((s.max_lane_i(most) as u32).max(f8::largest(rest).to_bits()))
+#[inline(always)]
+fn largest<S: Isa>(s: S, x: &[f32]) -> f32 {
+    let (whole, rest) = x.split_at(x.len() / 16 * 16);
+    let mut most = s.splat_i(0);
+    for x in whole.chunks_exact(16) {
+        // SAFETY: 16 floats.
+        let bits = s.bits(unsafe { s.load(x.as_ptr()) });
+        most = s.max_i(most, s.and(bits, s.splat_i(0x7fff_ffff)));
     }
+    f32::from_bits((s.max_lane_i(most) as u32).max(f8::largest(rest).to_bits()))
 }
 
 /// Rounds one head's vector into the cache.
@@ -118,20 +107,22 @@ struct Put<'a> {
     x: &'a [f32],
     /// Its place, of `x.len()` elements.
     to: *mut u8,
+    /// The place of its scale; none where the format has no scales.
+    scale: Option<*mut f32>,
     format: KvFormat,
-    /// 1 / scale, exact.
-    inverse: f32,
 }
 
 impl Kernel for Put<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let whole = self.x.len() / 16 * 16;
-        if self.format.has_scales() && !(Largest { x: self.x }).run(s).is_finite() {
-            // SAFETY: `x.len()` bytes.
-            unsafe { self.to.write_bytes(f8::NAN, self.x.len()) };
-            return;
+        let (whole, mut inverse) = (self.x.len() / 16 * 16, 1.0);
+        if let Some(to) = self.scale {
+            let scale = f8::scale(largest(s, self.x));
+            // SAFETY: its place, this head's own.
+            unsafe { *to = scale };
+            // Exact; and codes under a scale that is not a number may be any.
+            inverse = if scale.is_nan() { 0.0 } else { 1.0 / scale };
         }
         // SAFETY: `x.len()` elements behind both pointers.
         unsafe {
@@ -141,8 +132,7 @@ impl Kernel for Put<'_> {
                     KvFormat::F32 => s.store(self.to.cast::<f32>().add(i), x),
                     KvFormat::F16 => s.store_f16(self.to.cast::<u16>().add(i), x),
                     KvFormat::BF16 => s.store_bf16(self.to.cast::<u16>().add(i), x),
-                    KvFormat::E4M3 => s.store_f8::<3>(self.to.add(i), s.mul(x, s.splat(self.inverse))),
-                    KvFormat::E3M4 => s.store_f8::<4>(self.to.add(i), s.mul(x, s.splat(self.inverse))),
+                    KvFormat::E2M5 => s.store_e2m5(self.to.add(i), s.mul(x, s.splat(inverse))),
                 }
             }
             for i in whole..self.x.len() {
@@ -151,16 +141,14 @@ impl Kernel for Put<'_> {
                     KvFormat::F32 => *self.to.cast::<f32>().add(i) = x,
                     KvFormat::F16 => *self.to.cast::<u16>().add(i) = half::f16::from_f32(x).to_bits(),
                     KvFormat::BF16 => *self.to.cast::<u16>().add(i) = half::bf16::from_f32(x).to_bits(),
-                    KvFormat::E4M3 => *self.to.add(i) = E4M3::encode(x * self.inverse),
-                    KvFormat::E3M4 => *self.to.add(i) = E3M4::encode(x * self.inverse),
+                    KvFormat::E2M5 => *self.to.add(i) = E2M5::encode(x * inverse),
                 }
             }
         }
     }
 }
 
-/// Widens `to.len()` cached elements and multiplies codes with their scale. A code that is not a number is
-/// [`is_broken`]'s business.
+/// Widens `to.len()` cached elements and multiplies codes with their scale.
 ///
 /// # Safety
 /// So many elements behind `from`.
@@ -186,20 +174,11 @@ pub unsafe fn get<S: Isa>(s: S, format: KvFormat, scale: f32, from: *const u8, t
             KvFormat::F32 => widen!(from.cast::<f32>(), p => s.load(p), x => x),
             KvFormat::F16 => widen!(from.cast::<u16>(), p => s.load_f16(p), x => half::f16::from_bits(x).to_f32()),
             KvFormat::BF16 => widen!(from.cast::<u16>(), p => s.load_bf16(p), x => half::bf16::from_bits(x).to_f32()),
-            KvFormat::E4M3 => widen!(from, p => s.load_f8::<3>(p, scale), x => E4M3::decode(x) * scale),
-            KvFormat::E3M4 => widen!(from, p => s.load_f8::<4>(p, scale), x => E3M4::decode(x) * scale),
+            KvFormat::E2M5 => {
+                widen!(from, p => s.load_f8::<{ E2M5::MANTISSA }>(p, scale), x => E2M5::decode(x) * scale)
+            }
         }
     }
-}
-
-/// Whether a head's vector was stored as not a number, which its first code tells.
-///
-/// # Safety
-/// An element behind `from`.
-#[inline(always)]
-pub unsafe fn is_broken(format: KvFormat, from: *const u8) -> bool {
-    // SAFETY: the caller's promise.
-    format.has_scales() && unsafe { *from } & 0x7f == f8::NAN
 }
 
 /// [`op::KvStore`] and [`op::LatentStore`].
@@ -226,24 +205,18 @@ impl Step for Store {
     fn run(&self, w: &Worker<'_>, live: &Live) {
         let (parts, width) = (self.cache.parts(), self.cache.kv_heads * self.cache.head_dim);
         let rows = live.rows(RowSpace::Batch);
-        let each = |work: &dyn Fn(usize, usize, &[f32])| {
-            w.phase(rows, w.chunk(rows), |range| {
-                for row in range {
-                    // SAFETY: a live row; rows of one launch have slots of their own.
-                    let slot = unsafe { *self.slot_mapping.at(row) };
-                    for part in 0..if slot < 0 { 0 } else { parts } {
-                        let place = self.cache.part(part);
-                        // SAFETY: as above.
-                        let x = unsafe { self.x.slice(row * width + place.start, place.len()) };
-                        work(slot as usize, part, x);
-                    }
+        w.phase(rows, w.chunk(rows), |range| {
+            for row in range {
+                // SAFETY: a live row; rows of one launch have slots of their own.
+                let slot = unsafe { *self.slot_mapping.at(row) };
+                for part in 0..if slot < 0 { 0 } else { parts } {
+                    let place = self.cache.part(part);
+                    // SAFETY: as above.
+                    let x = unsafe { self.x.slice(row * width + place.start, place.len()) };
+                    self.cache.put(self.level, slot as usize, part, x);
                 }
-            });
-        };
-        if self.cache.has_scales() {
-            each(&|slot, head, x| self.cache.set_scale(self.level, slot, head, x));
-        }
-        each(&|slot, head, x| self.cache.put(self.level, slot, head, x));
+            }
+        });
     }
 }
 

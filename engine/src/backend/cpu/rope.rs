@@ -84,11 +84,11 @@ impl Heads {
             level: b.level,
         }
     }
-    /// Norm and rotation of one head of one row, and the scale of the block that it begins.
+    /// Norm, rotation and store of one head of one row.
     ///
     /// # Safety
     /// A live row; the head is this item's own.
-    unsafe fn prepare(&self, row: usize, kind: &Kind, head: usize) {
+    unsafe fn finish(&self, row: usize, kind: &Kind, head: usize) {
         // SAFETY: the caller's promise; weights and tables are read only.
         unsafe {
             let x = kind.x.at((row * kind.heads + head) * self.head_dim);
@@ -105,19 +105,8 @@ impl Heads {
                 }
             }
             if let Some((cache, slot)) = self.place(row, kind) {
-                cache.set_scale(self.level, slot, head, x);
+                cache.put(self.level, slot, head, x);
             }
-        }
-    }
-    /// Stores one prepared head of one row, if it is cached.
-    ///
-    /// # Safety
-    /// As [`Heads::prepare`].
-    unsafe fn store(&self, row: usize, kind: &Kind, head: usize) {
-        if let Some((cache, slot)) = self.place(row, kind) {
-            // SAFETY: the caller's promise.
-            let x = unsafe { kind.x.slice((row * kind.heads + head) * self.head_dim, self.head_dim) };
-            cache.put(self.level, slot, head, x);
         }
     }
     /// Where a row's heads of a kind are cached.
@@ -126,42 +115,25 @@ impl Heads {
         let slot = unsafe { *self.slot_mapping?.at(row) };
         Some((kind.cache.as_ref()?, usize::try_from(slot).ok()?))
     }
-    /// All heads of all live rows, shared out among the threads.
-    fn each(&self, w: &Worker<'_>, rows: usize, work: impl Fn(usize, &Kind, usize)) {
+}
+
+impl Step for Heads {
+    fn run(&self, w: &Worker<'_>, live: &Live) {
         let per_row: usize = self.kinds.iter().map(|k| k.heads).sum();
-        let total = rows * per_row;
+        let total = live.rows(RowSpace::Batch) * per_row;
         w.phase(total, w.chunk(total), |range| {
             for item in range {
                 let (row, mut head) = (item / per_row, item % per_row);
                 for kind in &self.kinds {
                     if head < kind.heads {
-                        work(row, kind, head);
+                        // SAFETY: items are disjoint heads of live rows.
+                        unsafe { self.finish(row, kind, head) };
                         break;
                     }
                     head -= kind.heads;
                 }
             }
         });
-    }
-}
-
-impl Step for Heads {
-    fn run(&self, w: &Worker<'_>, live: &Live) {
-        let rows = live.rows(RowSpace::Batch);
-        let scaled = self.kinds.iter().any(|k| k.cache.as_ref().is_some_and(Cache::has_scales));
-        self.each(w, rows, |row, kind, head| {
-            // SAFETY: items are disjoint heads of live rows (here and below).
-            unsafe { self.prepare(row, kind, head) };
-            if !scaled {
-                // SAFETY: as above.
-                unsafe { self.store(row, kind, head) };
-            }
-        });
-        if scaled {
-            // Now every block has its scale.
-            // SAFETY: as above.
-            self.each(w, rows, |row, kind, head| unsafe { self.store(row, kind, head) });
-        }
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) fn qkv(
     m.set("slot_mapping", (0..rows).map(|r| if r < live { slot_of(r) } else { -1 }).collect());
     let slot_mapping = m.program().slot("slot_mapping", Role::Input, Elem::I32, &[rows]);
     let shape = [blocks, block_size, kv_heads, head_dim];
-    let [k_cache, v_cache] = m.program().kv_caches(["k_cache", "v_cache"], kv, shape);
+    let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| m.program().kv_cache(name, kv, shape));
     let q = m.output("q", heads * head_dim, 2e-5);
     let k = m.program().scratch("k", &[rows, kv_heads * head_dim]);
     let v = m.program().scratch("v", &[rows, kv_heads * head_dim]);
@@ -83,7 +83,7 @@ pub(super) fn qkv(
     let tolerance = match kv {
         KvFormat::F32 => 3e-5,
         KvFormat::F16 | KvFormat::BF16 => 6e-3,
-        KvFormat::E4M3 | KvFormat::E3M4 => 6e-2,
+        KvFormat::E2M5 => 6e-2,
     };
     let out = m.output("out", heads * head_dim, tolerance);
     m.program().push(Attention {
@@ -166,12 +166,13 @@ impl Cache {
     }
     /// Stores keys and values for all tokens, NaN everywhere else, as the maker's present program.
     fn fill(&self, m: &mut Maker, kv: KvFormat, kv_heads: usize, head_dim: usize) {
-        // Scaled formats see magnitudes that vary from token to token, beyond what the first of a block leaves
-        // room for, and a block that begins with zeros.
+        // Scaled formats see magnitudes that vary from token to token, tiny first tokens, one far above all others, and
+        // one of zeros.
         let size = |seq: usize, t: usize, _: usize| match (kv.has_scales(), seq, t) {
             (false, ..) => 1.0,
             (true, 3, 0) => 0.0,
-            (true, 2, 17) => 1500.0,
+            (true, 2, 18) => 1500.0,
+            (true, 2, 33) | (true, 4, 0) => 1.0 / 512.0,
             (true, ..) => 2f32.powi((t * 5 + seq) as i32 % 7 - 4),
         };
         let slot_mapping = self.slot_mapping(m);
@@ -181,7 +182,8 @@ impl Cache {
         }
     }
     fn declare(&self, m: &mut Maker, kv: KvFormat, kv_heads: usize, head_dim: usize) -> [KvCache; 2] {
-        m.program().kv_caches(["k_cache", "v_cache"], kv, [self.blocks, self.block_size, kv_heads, head_dim])
+        let shape = [self.blocks, self.block_size, kv_heads, head_dim];
+        ["k_cache", "v_cache"].map(|name| m.program().kv_cache(name, kv, shape))
     }
     /// Rows over all sequences: the last positions of each in turn.
     pub(super) fn seen(&self, m: &mut Maker) -> Seen {

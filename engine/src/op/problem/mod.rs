@@ -91,7 +91,7 @@ pub fn problems(rows: usize, live: usize) -> Vec<Problem> {
     }
     // Widths that the transform of keys takes whole, and in runs.
     for head_dim in [128, 96] {
-        let (format, kv) = (Format::BF16, KvFormat::E4M3);
+        let (format, kv) = (Format::BF16, KvFormat::E2M5);
         all.push(qkv(rows, live, Pairing::Halves, format, false, head_dim == 96, (64, head_dim), kv));
     }
     for kv in KvFormat::ALL {
@@ -101,7 +101,7 @@ pub fn problems(rows: usize, live: usize) -> Vec<Problem> {
         all.push(attention(rows, live, kv, 4, 2, 32, 16, Some(40)));
         all.push(copy_blocks(rows, live, kv));
     }
-    for kv in [KvFormat::F16, KvFormat::E4M3] {
+    for kv in [KvFormat::F16, KvFormat::E2M5] {
         all.push(attention(rows, live, kv, 4, 1, 256, 16, Some(300)));
     }
     all.extend(latents(rows, live));

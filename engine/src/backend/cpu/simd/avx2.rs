@@ -176,11 +176,12 @@ unsafe impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_f8<const M: u32>(self, p: *const u8, scale: f32) -> F {
+        const { assert!(M == 3 || M == 5) };
         // By way of f16, which has more mantissa bits and a bias that is 112 lower than an f32's: no subnormal f32 arises.
         // SAFETY: `self` proves the instructions, the caller promises 16 bytes behind the pointer.
         unsafe {
             let code = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
-            let wide = if M == 3 { _mm256_slli_epi16::<7>(code) } else { _mm256_slli_epi16::<6>(code) };
+            let wide = if M == 3 { _mm256_slli_epi16::<7>(code) } else { _mm256_slli_epi16::<5>(code) };
             let half = _mm256_and_si256(wide, _mm256_set1_epi16((1 << 15 | 0x7f << (10 - M)) as i16));
             let scale = _mm256_set1_ps(scale * power(F8::<M>::REBIAS - 112));
             let low = _mm256_cvtph_ps(_mm256_castsi256_si128(half));

@@ -30,7 +30,7 @@ pub mod avx512;
 pub mod neon;
 pub mod portable;
 
-use crate::format::f8::F8;
+use crate::format::f8::{E2M5, F8};
 
 /// Work that can run on any level. `run` must be `#[inline(always)]` so that it is compiled with the
 /// level's instructions.
@@ -146,12 +146,6 @@ impl Detected {
 #[inline(always)]
 fn power(n: u32) -> f32 {
     f32::from_bits((127 + n) << 23)
-}
-
-/// An f32's exponent and mantissa where an [`F8`] code has its own.
-#[inline(always)]
-fn to_code<S: Isa, const M: u32>(s: S, x: S::I) -> S::I {
-    if M == 3 { s.shr::<20>(x) } else { s.shr::<19>(x) }
 }
 
 /// Sixteen lanes of f32 and of i32, and what kernels do with them.
@@ -308,30 +302,31 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     /// As [`Isa::load_i8`].
     #[inline(always)]
     unsafe fn load_f8<const M: u32>(self, p: *const u8, scale: f32) -> Self::F {
+        const { assert!(M == 3 || M == 5) };
         // The code's bits in place of an f32's, whose bias is higher: subnormal codes are subnormal floats.
         // SAFETY: the caller's promise.
         let code = unsafe { self.load_i8(p) };
-        let code = if M == 3 { self.shl::<20>(code) } else { self.shl::<19>(code) };
+        let code = if M == 3 { self.shl::<20>(code) } else { self.shl::<18>(code) };
         let x = self.as_float(self.and(code, self.splat_i(1 << 31 | 0x7f << F8::<M>::SHIFT)));
         let (near, far) = (power(64), power(F8::<M>::REBIAS - 64) * scale);
         self.mul(self.mul(x, self.splat(near)), self.splat(far))
     }
-    /// Writes 16 finite numbers as [`F8::encode`] does.
+    /// Writes 16 finite numbers as [`E2M5::encode`] does.
     ///
     /// # Safety
     /// As [`Isa::store_u8`].
     #[inline(always)]
-    unsafe fn store_f8<const M: u32>(self, p: *mut u8, x: Self::F) {
+    unsafe fn store_e2m5(self, p: *mut u8, x: Self::F) {
         let bits = self.bits(x);
         let magnitude = self.as_float(self.and(bits, self.splat_i(0x7fff_ffff)));
-        let magnitude = self.min(magnitude, self.splat(F8::<M>::MAX));
+        let magnitude = self.min(magnitude, self.splat(E2M5::MAX));
         let at = self.bits(magnitude);
-        let odd = self.and(to_code::<Self, M>(self, at), self.splat_i(1));
-        let half = (1 << (F8::<M>::SHIFT - 1)) - 1 - (F8::<M>::REBIAS << 23) as i32;
-        let normal = to_code::<Self, M>(self, self.add_i(at, self.add_i(odd, self.splat_i(half))));
-        let steps = self.bits(self.add(magnitude, self.splat(F8::<M>::STEPS)));
-        let steps = self.add_i(steps, self.splat_i(-(F8::<M>::STEPS.to_bits() as i32)));
-        let small = self.greater(self.splat(F8::<M>::NORMAL), magnitude);
+        let odd = self.and(self.shr::<{ E2M5::SHIFT }>(at), self.splat_i(1));
+        let half = (1 << (E2M5::SHIFT - 1)) - 1 - (E2M5::REBIAS << 23) as i32;
+        let normal = self.shr::<{ E2M5::SHIFT }>(self.add_i(at, self.add_i(odd, self.splat_i(half))));
+        let steps = self.bits(self.add(magnitude, self.splat(E2M5::STEPS)));
+        let steps = self.add_i(steps, self.splat_i(-(E2M5::STEPS.to_bits() as i32)));
+        let small = self.greater(self.splat(E2M5::NORMAL), magnitude);
         let code = self.bits(self.select(small, self.as_float(steps), self.as_float(normal)));
         let sign = self.and(self.shr::<24>(bits), self.splat_i(0x80));
         // SAFETY: the caller's promise.
