@@ -2,7 +2,7 @@
 //!
 //! The cost tables say which length is best if times add up as they were seen. Here is what they cannot know: what
 //! guessing costs elsewhere (threads that share a core, a draft that catches up, longer messages). Steps that lose are
-//! followed by a rest, which doubles as long as trials go on to lose.
+//! followed by a rest, four times as long as the one before while trials go on to lose: after each, drafts catch up.
 
 use std::collections::BTreeMap;
 
@@ -89,7 +89,7 @@ impl Outcomes {
             return;
         }
         if size.guessed.per_us() < size.plain.per_us() {
-            (size.rest_left, size.rest) = (size.rest, (2 * size.rest).min(REST_LAST));
+            (size.rest_left, size.rest) = (size.rest, (4 * size.rest).min(REST_LAST));
             (size.guessed, size.catches_up) = (Rate::default(), CATCH_UP);
         } else if size.guessed.steps > 20 * TRIAL {
             size.rest = REST_FIRST;
