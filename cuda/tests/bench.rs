@@ -34,7 +34,7 @@ fn every_case_runs() {
         "add rms norm",
         "sample",
         "decode step, tiny, F8_E4M3, BF16 cache",
-        "decode step, tiny, F8_E4M3, E4M3 cache",
+        "decode step, tiny, F8_E4M3, E2M5 cache",
         "prefill step",
     ] {
         assert!(table.rows.iter().any(|r| r.case.starts_with(stem) && r.us > 0.0 && r.bytes > 0.0), "{stem}");
