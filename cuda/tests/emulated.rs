@@ -1,21 +1,11 @@
 //! Every op problem of the engine on the kernels themselves, executed on the CPU.
 
-use ponder_cuda::EmulatedCuda;
+mod common;
+
+use common::emulator;
 use ponder_engine::backend::check;
 use ponder_engine::op::Op;
 use ponder_engine::op::problem::{Expected, Problem, problems};
-
-/// The emulator, or a note that this machine has no C++ compiler.
-fn emulator(seed: u64) -> Option<EmulatedCuda> {
-    match EmulatedCuda::new(seed) {
-        Ok(backend) => Some(backend),
-        Err(ponder_engine::Error::Device { what: ponder_engine::DeviceFault::Unsupported(why), .. }) => {
-            println!("SKIP: {why}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 #[test]
 fn agrees_with_the_reference() {

@@ -1,9 +1,12 @@
 //! The CPU's runtime catches what it is there to catch, in both orders of asynchronous work.
 
+mod common;
+
+use common::emulator;
 use ponder_cuda::device::{Dispatch, Module};
 use ponder_cuda::emulated::Emulator;
 use ponder_cuda::{Device, EmulatedCuda};
-use ponder_engine::{DeviceFault, Error, Result};
+use ponder_engine::Result;
 
 /// Mistakes of kernels/selftest.cu.
 const NONE: u64 = 0;
@@ -14,18 +17,6 @@ const REFILL_TOO_EARLY: u64 = 4;
 const READ_TOO_EARLY: u64 = 5;
 
 const TILES: usize = 11;
-
-/// The emulator whose first launch has this seed.
-fn emulator(seed: u64) -> Option<EmulatedCuda> {
-    match EmulatedCuda::new(seed - 1) {
-        Ok(backend) => Some(backend),
-        Err(Error::Device { what: DeviceFault::Unsupported(why), .. }) => {
-            println!("SKIP: {why}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 /// Runs a kernel of selftest.cu; its 128 results.
 fn launch(backend: &mut EmulatedCuda, kernel: &str, mistake: u64) -> Result<Vec<f32>> {
@@ -52,7 +43,8 @@ fn ring_sum(i: usize) -> f32 {
 
 /// Whether the kernel gives the right numbers; an error is a wrong answer with words.
 fn right(kernel: &str, mistake: u64, seed: u64) -> Option<bool> {
-    let mut backend = emulator(seed)?;
+    // Its first launch has the seed after the one that it is made with.
+    let mut backend = emulator(seed - 1)?;
     let expected: Vec<f32> = match kernel {
         "selftest_ring" | "selftest_copies" => (0..128).map(ring_sum).collect(),
         _ => (0..128).map(|i| ((i + 33) % 128) as f32).collect(),
@@ -89,7 +81,7 @@ fn copies_that_come_late_or_early_show() {
 
 #[test]
 fn deadlock_and_divergence_are_named() {
-    let Some(mut backend) = emulator(10) else { return };
+    let Some(mut backend) = emulator(9) else { return };
     let words = |result: Result<Vec<f32>>| result.unwrap_err().to_string();
     let deadlock = words(launch(&mut backend, "selftest_ring", NEVER_ARRIVES));
     assert!(deadlock.contains("deadlock in block (0, 0, 0)"), "{deadlock}");

@@ -1,7 +1,9 @@
 //! Products of many token rows give the bits of the kernels for few, and agree with the reference: across the switch,
 //! on ragged numbers of rows, in both orders in which copies may land.
 
-use ponder_cuda::EmulatedCuda;
+mod common;
+
+use common::emulator;
 use ponder_engine::backend::check::run;
 use ponder_engine::backend::reference::ReferenceBackend;
 use ponder_engine::op::problem::{Problem, problems};
@@ -12,18 +14,6 @@ const FEW: usize = 63;
 /// in which launches copies land late.
 const MANY: [(usize, usize, usize, u64); 5] =
     [(64, 64, 1, 1), (64, 64, 1, 2), (64, 63, 6, 3), (65, 65, 4, 4), (130, 127, 5, 5)];
-
-/// The emulator, or a note that this machine has no C++ compiler.
-fn emulator(seed: u64) -> Option<EmulatedCuda> {
-    match EmulatedCuda::new(seed) {
-        Ok(backend) => Some(backend),
-        Err(ponder_engine::Error::Device { what: ponder_engine::DeviceFault::Unsupported(why), .. }) => {
-            println!("SKIP: {why}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 fn products(rows: usize, live: usize, with: &[&str]) -> Vec<Problem> {
     problems(rows, live).into_iter().filter(|p| with.iter().any(|stem| p.name.starts_with(stem))).collect()
