@@ -3,8 +3,8 @@
 //!
 //! Positions are cut the same way for every row: tiles of 32 tokens from position 0, splits of 128.
 //! A split keeps its own maximum, sum and weighted values; splits are merged in ascending order. So a
-//! row's arithmetic depends on its own position alone, and splits may run on different threads
-//! (few rows) or one after another beside other rows that share the tile (many rows): the same bits.
+//! row's arithmetic depends on its own position alone: neighbouring rows of one sequence share the tiles, and splits
+//! may run on different threads (few rows) or one after another (many rows), with the same bits.
 
 use std::ops::Range;
 

@@ -17,8 +17,8 @@ use std::thread::JoinHandle;
 
 /// Spins at a barrier before a thread begins to yield: about 50 us.
 const SPINS: u32 = 3000;
-/// Yields between launches before a worker sleeps: about 1 ms, longer than a draft model needs for its guesses. Waking it
-/// would take a fifth of the step that verifies them.
+/// Yields between launches before a worker sleeps: meant to last longer than a small draft model needs for its guesses,
+/// since the step that verifies them would begin with waking it.
 const YIELDS: u32 = 2000;
 
 /// A value on a cache line of its own.
