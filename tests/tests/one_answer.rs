@@ -54,7 +54,22 @@ struct Case {
 
 impl Case {
     /// Token ids of the answers to the first prompts, `count` of them, when the requests run this way.
+    ///
+    /// The requests come one by one, and a fast engine may end the first before the last has come, so that
+    /// nobody has to be preempted. A way that is about that runs again until somebody was.
     fn answers(&self, way: Way, count: usize) -> Vec<Vec<u32>> {
+        let about_preemption = way.preemption == Preemption::Recompute;
+        for _ in 0..20 {
+            let (answers, recomputed) = self.run(way, count);
+            if recomputed > 0 || !about_preemption {
+                return answers;
+            }
+        }
+        panic!("{way:?}: nobody was preempted in 20 runs");
+    }
+
+    /// One run: the answers, and how many tokens of all requests were computed again after a preemption.
+    fn run(&self, way: Way, count: usize) -> (Vec<Vec<u32>>, usize) {
         let len = self.options.max_model_len.expect("set by every case");
         let options = EngineOptions {
             prefill_chunk: way.chunk,
@@ -88,9 +103,8 @@ impl Case {
         let ended: Vec<_> = running.into_iter().map(|g| g.complete().unwrap()).collect();
         let cached = |c: &Completion| c.cached_tokens > c.prompt_tokens / 2;
         assert!(way.before == 0 || ended.iter().all(cached), "{way:?}: nothing was found in the cache");
-        let recomputed: usize = ended.iter().map(|c| c.recomputed_tokens).sum();
-        assert!(way.preemption != Preemption::Recompute || recomputed > 0, "{way:?}: nobody was preempted");
-        ended.into_iter().take(count).map(|c| c.token_ids).collect()
+        let recomputed = ended.iter().map(|c| c.recomputed_tokens).sum();
+        (ended.into_iter().take(count).map(|c| c.token_ids).collect(), recomputed)
     }
 
     fn check(&self, name: &str, ways: &[Way]) {
