@@ -110,14 +110,17 @@ pub struct Drafted {
     pub sources: Vec<Source>,
     /// How long that took, waiting included.
     pub draft_time: Duration,
-    /// Passes of the draft model in that time; 0 if they were not of the usual kind.
+    /// Passes of the draft model in that time.
     pub passes: usize,
+    /// Tokens that it read besides, because it had not guessed for a while.
+    pub caught_up: usize,
 }
 
 impl Drafted {
     /// Guesses of one drafter that took no time.
     pub fn by(source: Source, reserved: Reserved, drafts: Vec<Vec<u32>>) -> Self {
-        Self { sources: vec![source; drafts.len()], draft_time: Duration::ZERO, passes: 0, reserved, drafts }
+        let sources = vec![source; drafts.len()];
+        Self { sources, draft_time: Duration::ZERO, passes: 0, caught_up: 0, reserved, drafts }
     }
 }
 
@@ -151,8 +154,10 @@ pub struct Settled {
     pub device_time: Duration,
     /// How long guessing took.
     pub draft_time: Duration,
-    /// Passes of the draft model in that time; 0 if they were not of the usual kind.
+    /// Passes of the draft model in that time.
     pub passes: usize,
+    /// Tokens that it read besides, because it had not guessed for a while.
+    pub caught_up: usize,
     /// How long the whole step took, its plan to its settlement; the loop around it knows.
     pub took: Duration,
 }

@@ -18,7 +18,7 @@ struct Way {
     threads: usize,
     /// Requests that run beside the one that is looked at.
     company: usize,
-    /// Tokens of the longest sequences that the pool holds; 0 is plenty.
+    /// Tokens of the longest sequences that the pool holds; 0 is plenty, with 1 somebody is preempted.
     pool: usize,
     /// Times that everything is asked before: its prompts, and its answers, are in the cache.
     before: usize,
@@ -58,18 +58,17 @@ impl Case {
     /// The requests come one by one, and a fast engine may end the first before the last has come, so that
     /// nobody has to be preempted. A way that is about that runs again until somebody was.
     fn answers(&self, way: Way, count: usize) -> Vec<Vec<u32>> {
-        let about_preemption = way.preemption == Preemption::Recompute;
         for _ in 0..20 {
-            let (answers, recomputed) = self.run(way, count);
-            if recomputed > 0 || !about_preemption {
+            let (answers, preemptions) = self.run(way, count);
+            if preemptions > 0 || way.pool != 1 {
                 return answers;
             }
         }
         panic!("{way:?}: nobody was preempted in 20 runs");
     }
 
-    /// One run: the answers, and how many tokens of all requests were computed again after a preemption.
-    fn run(&self, way: Way, count: usize) -> (Vec<Vec<u32>>, usize) {
+    /// One run: the answers, and how often one of all the requests was preempted.
+    fn run(&self, way: Way, count: usize) -> (Vec<Vec<u32>>, u64) {
         let len = self.options.max_model_len.expect("set by every case");
         let options = EngineOptions {
             prefill_chunk: way.chunk,
@@ -103,8 +102,8 @@ impl Case {
         let ended: Vec<_> = running.into_iter().map(|g| g.complete().unwrap()).collect();
         let cached = |c: &Completion| c.cached_tokens > c.prompt_tokens / 2;
         assert!(way.before == 0 || ended.iter().all(cached), "{way:?}: nothing was found in the cache");
-        let recomputed = ended.iter().map(|c| c.recomputed_tokens).sum();
-        (ended.into_iter().take(count).map(|c| c.token_ids).collect(), recomputed)
+        let preemptions = futures::executor::block_on(engine.handle().view()).unwrap().totals.preemptions;
+        (ended.into_iter().take(count).map(|c| c.token_ids).collect(), preemptions)
     }
 
     fn check(&self, name: &str, ways: &[Way]) {

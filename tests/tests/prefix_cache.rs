@@ -100,13 +100,16 @@ fn a_second_turn_is_found_in_fp8_and_after_swapping() {
     let plain = Engine::load(EngineOptions { prefix_caching: false, ..fp8 }, |_| {}).unwrap();
     let params = SamplingParams { max_tokens: Some(100), ignore_eos: true, ..SamplingParams::default() };
     let prompts: Vec<Prompt> = (0..6).map(|i| Prompt::user(format!("Number {i} asks."))).collect();
-    let together: Vec<_> = prompts.iter().map(|p| engine.generate(p.clone(), params.clone()).unwrap()).collect();
-    for (prompt, running) in prompts.into_iter().zip(together) {
-        let alone = plain.generate(prompt, params.clone()).unwrap().complete().unwrap();
-        assert_eq!(running.complete().unwrap().token_ids, alone.token_ids);
-    }
-    let preempted = futures::executor::block_on(engine.handle().view()).unwrap().totals.preemptions;
-    assert!(preempted > 0, "the pool was never short");
+    // A fast engine may end some before the last have come, and then the pool is never short.
+    let preempted = (0..20).any(|_| {
+        let together: Vec<_> = prompts.iter().map(|p| engine.generate(p.clone(), params.clone()).unwrap()).collect();
+        for (prompt, running) in prompts.iter().zip(together) {
+            let alone = plain.generate(prompt.clone(), params.clone()).unwrap().complete().unwrap();
+            assert_eq!(running.complete().unwrap().token_ids, alone.token_ids);
+        }
+        futures::executor::block_on(engine.handle().view()).unwrap().totals.preemptions > 0
+    });
+    assert!(preempted, "the pool was never short");
     second_turn_is_found(&engine, &plain);
 }
 

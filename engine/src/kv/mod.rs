@@ -198,9 +198,10 @@ impl BlockPool {
             seqs.push(SettledSeq { seq, start, cached, chosen, drafted, source });
         }
         let (id, preempted) = (plan.id, drafted.reserved.preempted);
-        let (draft_time, passes, took) = (drafted.draft_time, drafted.passes, Default::default());
+        let (draft_time, passes, caught_up) = (drafted.draft_time, drafted.passes, drafted.caught_up);
+        let took = Default::default();
         let free_blocks = self.free_blocks();
-        Settled { id, seqs, preempted, free_blocks, rows, device_time, draft_time, passes, took }
+        Settled { id, seqs, preempted, free_blocks, rows, device_time, draft_time, passes, caught_up, took }
     }
 
     /// Forgets everything: the device's memory is gone, and the host copies with its thread.

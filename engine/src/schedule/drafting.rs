@@ -15,6 +15,8 @@ struct Known {
     source: Source,
     /// Whether it thought when the step in flight was planned.
     thinking: bool,
+    /// Tokens that the draft model has read, as far as it is known here.
+    read: usize,
     report: SpecReport,
 }
 
@@ -66,6 +68,8 @@ impl Drafting {
             let usual = self.usual;
             let known = self.known.entry(seq).or_insert_with(|| Known { source: usual, ..Known::default() });
             known.thinking = seqs[&seq].is_thinking();
+            // What the target has found in its cache the draft probably finds too.
+            known.read = known.read.max(seqs[&seq].hit.unwrap_or(0));
         }
         if self.policy == DraftPolicy::Off {
             return budget;
@@ -78,9 +82,11 @@ impl Drafting {
                 let candidates: Vec<Candidate<'_>> = choosing
                     .iter()
                     .map(|i| {
-                        let known = &self.known[&plan.seqs[*i].seq];
+                        let plan = &plan.seqs[*i];
+                        let known = &self.known[&plan.seq];
                         let (rates, thinking, source) = (&known.rates, known.thinking, known.source);
-                        Candidate { rates, thinking, source, most: useful(*i) }
+                        let behind = (plan.start + plan.tokens.len()).saturating_sub(known.read);
+                        Candidate { rates, thinking, source, behind, most: useful(*i) }
                     })
                     .collect();
                 self.length.choose(&candidates, self.rows - choosing.len(), self.context)
@@ -102,16 +108,20 @@ impl Drafting {
         let us = |time: std::time::Duration| time.as_secs_f64() * 1e6;
         let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
         let step = settled.took.saturating_sub(settled.draft_time).max(settled.device_time);
-        self.length.observe_step(settled.rows + drafted, self.context, us(step));
+        if settled.rows == self.choosing {
+            self.length.observe_step(settled.rows + drafted, self.context, us(step));
+        }
         let chosen: usize = settled.seqs.iter().map(|s| s.chosen.as_ref().map_or(0, Vec::len)).sum();
         // Steps that prefill too take as long as their prompts do; and a length that somebody fixed is not on trial.
         let tried = drafted == 0 || matches!(self.policy, DraftPolicy::Auto(_));
+        let seqs = settled.seqs.iter().filter(|s| s.source == Source::Model).count();
+        let catching_up = match settled.passes {
+            0 => 0.0,
+            passes => self.length.observe_draft(seqs, passes, settled.caught_up, us(settled.draft_time)),
+        };
         if tried && settled.rows == self.choosing && self.choosing > 0 {
-            self.length.observe_outcome(self.choosing, drafted > 0, chosen, us(settled.took));
-        }
-        if settled.passes > 0 {
-            let seqs = settled.seqs.iter().filter(|s| s.source == Source::Model).count();
-            self.length.observe_draft(seqs, settled.passes, us(settled.draft_time));
+            let (seqs, took) = (self.choosing, us(settled.took));
+            self.length.observe_outcome(seqs, self.context, drafted > 0, chosen, took, catching_up);
         }
         let (draft_us, verify_us) = (us(settled.draft_time) as u64, us(settled.device_time) as u64);
         self.total.took(draft_us, verify_us);
@@ -124,6 +134,9 @@ impl Drafting {
             }
             if result.drafted > 0 {
                 known.source = result.source;
+                if result.source == Source::Model {
+                    known.read = result.cached;
+                }
                 let (thinking, accepted) = (known.thinking, chosen - 1);
                 self.length.observe_guesses(&mut known.rates, thinking, result.source, result.drafted, accepted);
             }

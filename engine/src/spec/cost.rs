@@ -2,24 +2,38 @@
 
 use std::collections::BTreeMap;
 
-/// Mean times in microseconds by a count (rows of a step, passes of a draft), decayed.
+/// A mean, decayed, of so many observations.
+#[derive(Clone, Copy, Debug)]
+struct Mean {
+    us: f64,
+    seen: u32,
+}
+
+/// Mean times in microseconds by a count (rows of a step, passes of a draft), decayed. Counts up to 32 are apart, larger
+/// ones in sixteenths of an octave.
 #[derive(Clone, Debug, Default)]
 pub struct CostTable {
-    by_count: BTreeMap<usize, f64>,
+    by_count: BTreeMap<usize, Mean>,
 }
 
 impl CostTable {
-    /// Something with this count took `us`; `decay` is the weight of the observation.
+    /// Something with this count took `us`; `decay` is the weight of the observation, once there are many.
     pub fn observe(&mut self, count: usize, us: f64, decay: f64) {
-        let mean = self.by_count.entry(count).or_insert(us);
+        let mean = self.by_count.entry(Self::class(count)).or_insert(Mean { us, seen: 0 });
+        mean.seen = mean.seen.saturating_add(1);
         // A step that was disturbed (a busy machine, a first compilation) is an outlier upwards; one that is
         // much faster than the first says that the first was disturbed.
-        let decay = if us < 0.7 * *mean { 0.5 } else { decay };
-        *mean += decay * (us.min(2.0 * *mean) - *mean);
+        let decay = if us < 0.7 * mean.us { 0.5 } else { decay.max(1.0 / f64::from(mean.seen)) };
+        mean.us += decay * (us.min(2.0 * mean.us) - mean.us);
     }
-    /// Whether this very count was seen.
+    /// The smallest of the counts that are seen as one.
+    fn class(count: usize) -> usize {
+        let low = count.max(1).ilog2().saturating_sub(4);
+        count >> low << low
+    }
+    /// Whether this count was seen.
     pub fn knows(&self, count: usize) -> bool {
-        self.by_count.contains_key(&count)
+        self.by_count.contains_key(&Self::class(count))
     }
     /// Whether nothing was seen.
     pub fn is_empty(&self) -> bool {
@@ -27,14 +41,16 @@ impl CostTable {
     }
     /// The expected time. Before anything is known it is 1, whatever the count: so the first guesses are tried.
     pub fn at(&self, count: usize) -> f64 {
-        let below = self.by_count.range(..=count).next_back();
-        let above = self.by_count.range(count..).next();
+        let count = Self::class(count);
+        let below = self.by_count.range(..=count).next_back().map(|(c, mean)| (c, mean.us));
+        let above = self.by_count.range(count..).next().map(|(c, mean)| (c, mean.us));
         match (below, above) {
             (Some((c0, t0)), Some((c1, t1))) if c0 != c1 => t0 + (t1 - t0) * (count - c0) as f64 / (c1 - c0) as f64,
-            (Some((_, t)), Some(_)) | (None, Some((_, t))) => *t,
+            (Some((_, t)), Some(_)) | (None, Some((_, t))) => t,
             (Some((c0, t0)), None) => {
                 // Beyond what was seen: the last slope, at least flat.
-                let slope = self.by_count.range(..c0).next_back().map_or(0.0, |(c, t)| (t0 - t) / (c0 - c) as f64);
+                let slope =
+                    self.by_count.range(..c0).next_back().map_or(0.0, |(c, mean)| (t0 - mean.us) / (c0 - c) as f64);
                 t0 + slope.max(0.0) * (count - c0) as f64
             }
             (None, None) => 1.0,
@@ -77,8 +93,13 @@ mod tests {
         table.observe(6, 140.0, 0.1);
         assert_eq!([1, 2, 4, 6, 8].map(|c| table.at(c)), [100.0, 100.0, 120.0, 140.0, 160.0]);
         table.observe(2, 1e6, 0.1);
-        assert!(table.at(2) < 111.0, "an outlier counts little");
+        assert!(table.at(2) <= 150.0, "an outlier counts little");
+        (0..40).for_each(|_| table.observe(2, 100.0, 0.1));
+        table.observe(2, 1e6, 0.1);
+        assert!(table.at(2) < 111.0, "and less where more was seen");
         assert!(table.knows(6) && !table.knows(4));
+        table.observe(65, 900.0, 0.1);
+        assert!(table.knows(67) && table.at(66) == 900.0 && !table.knows(68));
     }
 
     #[test]

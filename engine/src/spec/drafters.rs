@@ -280,8 +280,7 @@ impl Drafters {
             }
         }
         drafted.draft_time = took;
-        // A draft that had to catch up says nothing about what a guess costs.
-        drafted.passes = if job.behind() <= 4 * job.asks.len() { rolled.passes } else { 0 };
+        (drafted.passes, drafted.caught_up) = (rolled.passes, job.behind());
     }
 
     /// The draft model's cache is gone; its sequences catch up when it answers again.

@@ -7,7 +7,7 @@
 //! judges afterwards whether it paid.
 
 use super::cost::CostTables;
-use super::outcome::Outcomes;
+use super::outcome::{Outcomes, SPREAD};
 use super::{Rates, Source};
 
 /// Limits of the controller.
@@ -34,31 +34,46 @@ pub struct Candidate<'a> {
     pub thinking: bool,
     /// Who is likely to guess.
     pub source: Source,
+    /// Tokens that the draft model would have to read first.
+    pub behind: usize,
     /// Most guesses that can count.
     pub most: usize,
 }
 
+impl Candidate<'_> {
+    /// How long the draft model would read before it guessed, at `read_us` a token.
+    fn reading(&self, read_us: f64) -> f64 {
+        if self.source == Source::Model { self.behind.saturating_sub(FEW) as f64 * read_us } else { 0.0 }
+    }
+}
+
 /// Steps of a size that are run without guesses before the first with some: what guesses cost is a difference.
 const PLAIN_FIRST: usize = 2;
-/// Every so many steps with guesses, one without.
-const PLAIN_EVERY: u64 = 64;
 /// Where guesses do not pay, they are tried again after so many steps, then after twice as many, ...
 const PROBE_FIRST: u64 = 32;
 /// ... up to so many.
 const PROBE_LAST: u64 = 2048;
 
+/// Tokens a sequence that a draft model reads besides as a matter of course: those that the target put right.
+const FEW: usize = 4;
+/// What guesses must promise to be tried: so much more than steps without them.
+const MARGIN: f64 = 1.05;
+
 /// The controller of one engine.
 #[derive(Clone, Debug)]
 pub struct DraftLength {
     options: LengthOptions,
-    /// Steps without the guessing, by rows; tables by context.
+    /// Steps that prefill nothing, without their guessing, by rows; tables by context.
     step: CostTables,
     /// Guessing, by passes; tables by sequences.
     draft: CostTables,
+    /// Mean time in which the draft reads a token that it lacks, decayed.
+    read_us: f64,
     outcomes: Outcomes,
     rates: Rates,
     plain_left: usize,
-    since_plain: u64,
+    /// Whether the step in flight has guesses only to see whether they pay by now.
+    probing: bool,
     probe_in: u64,
     probe_gap: u64,
 }
@@ -70,32 +85,51 @@ impl DraftLength {
             options,
             step: CostTables::default(),
             draft: CostTables::default(),
+            read_us: 0.0,
             outcomes: Outcomes::default(),
             rates: Rates::default(),
             plain_left: PLAIN_FIRST,
-            since_plain: 0,
+            probing: false,
             probe_in: PROBE_FIRST,
             probe_gap: PROBE_FIRST,
         }
     }
 
-    /// A step of `rows` rows over `context` cached tokens took `us` microseconds without its guessing.
+    /// A step of `rows` rows that all choose a token, over `context` cached tokens, took `us` microseconds without its
+    /// guessing.
     pub fn observe_step(&mut self, rows: usize, context: usize, us: f64) {
         self.step.table(context).observe(rows, us, self.options.decay);
     }
 
-    /// Guessing for `seqs` sequences in `passes` passes of a draft model took `us` microseconds.
-    pub fn observe_draft(&mut self, seqs: usize, passes: usize, us: f64) {
+    /// Guessing for `seqs` sequences in `passes` passes of a draft model took `us` microseconds, in which it also read
+    /// `behind` tokens that it lacked. Returns the time of that reading.
+    pub fn observe_draft(&mut self, seqs: usize, passes: usize, behind: usize, us: f64) -> f64 {
         let table = self.draft.table(seqs);
-        table.observe(0, 0.0, 1.0);
-        table.observe(passes, us, self.options.decay);
+        if behind <= FEW * seqs {
+            table.observe(0, 0.0, 1.0);
+            table.observe(passes, us, self.options.decay);
+            return 0.0;
+        }
+        let reading = if table.is_empty() { us } else { (us - table.at(passes)).max(0.0) };
+        let weight = if self.read_us == 0.0 { 1.0 } else { 4.0 * self.options.decay };
+        self.read_us += weight * (reading / behind as f64 - self.read_us);
+        reading
     }
-
-    /// A step in which `seqs` sequences chose `tokens` tokens, with or without guesses, took `us` microseconds in all.
-    pub fn observe_outcome(&mut self, seqs: usize, guessed: bool, tokens: usize, us: f64) {
-        self.outcomes.observe(seqs, guessed, tokens, us);
+    /// A step in which `seqs` sequences with `context` cached tokens chose `tokens` tokens, with or without guesses, took
+    /// `us` microseconds in all, `reading` of them because the draft model had to catch up.
+    pub fn observe_outcome(
+        &mut self,
+        seqs: usize,
+        context: usize,
+        guessed: bool,
+        tokens: usize,
+        us: f64,
+        reading: f64,
+    ) {
+        if !(guessed && self.probing) {
+            self.outcomes.observe(seqs, context, guessed, tokens, us, reading);
+        }
     }
-
     /// Of `drafted` guesses `accepted` were right; `own` are the rates of their sequence.
     pub fn observe_guesses(
         &mut self,
@@ -115,28 +149,24 @@ impl DraftLength {
         if candidates.is_empty() {
             return none;
         }
-        let rows = other_rows + candidates.len();
-        // Steps that prefill too come in every size: between those that were seen they are interpolated.
-        if other_rows == 0 && !self.step.table(context).knows(rows) {
+        if other_rows == 0 && !self.step.table(context).knows(candidates.len()) {
             self.plain_left = PLAIN_FIRST;
         }
         if self.plain_left > 0 {
             self.plain_left -= 1;
             return none;
         }
-        let best = self.best(candidates, rows, context);
-        if best.iter().all(|k| *k == 0) {
-            return self.probe(candidates);
-        }
-        // It should pay: whether it does is seen from what came of it.
+        // Guesses that should pay did not, or what a step takes without them is wanted.
         if self.outcomes.rests(candidates.len()) {
             return none;
         }
-        (self.probe_gap, self.probe_in) = (PROBE_FIRST, PROBE_FIRST);
-        self.since_plain += 1;
-        if self.since_plain >= PLAIN_EVERY {
-            self.since_plain = 0;
-            return none;
+        let best = self.best(candidates, other_rows, context);
+        self.probing = best.iter().all(|k| *k == 0);
+        if self.probing {
+            return self.probe(candidates);
+        }
+        if self.outcomes.wins(candidates.len()) {
+            (self.probe_gap, self.probe_in) = (PROBE_FIRST, PROBE_FIRST);
         }
         best
     }
@@ -154,32 +184,45 @@ impl DraftLength {
         lengths
     }
 
-    fn best(&mut self, candidates: &[Candidate<'_>], plain_rows: usize, context: usize) -> Vec<usize> {
+    fn best(&mut self, candidates: &[Candidate<'_>], other_rows: usize, context: usize) -> Vec<usize> {
+        let times = self.step.table(context);
+        let plain = times.at(candidates.len());
+        let base = times.at(other_rows + candidates.len()).max(plain).max(1e-9);
+        // What it takes a draft to catch up is spread over the steps that it will guess in.
+        let reading: Vec<f64> = candidates.iter().map(|c| c.reading(self.read_us) / SPREAD).collect();
         let mut pairs: Vec<(f64, usize)> = Vec::new();
         for (seq, c) in candidates.iter().enumerate() {
             let survival = c.rates.survival(&self.rates, c.thinking, c.source, c.most.min(self.options.max));
-            pairs.extend(survival.into_iter().map(|s| (s, seq)));
+            // One that would take longer to catch up than its guesses can save is no burden on the others.
+            let saves = survival.iter().sum::<f64>() * base / candidates.len() as f64;
+            pairs.extend(survival.into_iter().filter(|_| saves > reading[seq]).map(|s| (s, seq)));
         }
         // Survival falls with the position, so this order takes each sequence's guesses front to back.
         pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let (mut rows, mut tokens) = (plain_rows, candidates.len() as f64);
+        let (mut guesses, mut tokens) = (0, candidates.len() as f64);
         let (mut guessing, mut passes) = (0, 0);
         let mut taken = vec![0; candidates.len()];
         let mut kept = taken.clone();
-        // A larger step is never taken for a shorter one: of many noisy times the luckiest would be chosen.
-        let mut step = self.step.table(context).at(rows).max(1e-9);
-        let mut best = tokens / step;
+        // What a guess adds to a step is what it adds where nothing is prefilled: that is known better.
+        let times: Vec<f64> = (1..=pairs.len()).map(|n| base + times.at(candidates.len() + n) - plain).collect();
+        let mut step = base;
+        let mut best = MARGIN * tokens / step;
+        let mut catching_up = 0.0;
         for (survival, seq) in pairs {
             taken[seq] += 1;
-            rows += 1;
+            guesses += 1;
             tokens += survival;
             if candidates[seq].source == Source::Model {
-                guessing += usize::from(taken[seq] == 1);
+                if taken[seq] == 1 {
+                    guessing += 1;
+                    catching_up += reading[seq];
+                }
                 passes = passes.max(taken[seq]);
             }
             let drafting = if passes == 0 { 0.0 } else { self.draft.table(guessing).at(passes) };
-            step = step.max(self.step.table(context).at(rows));
-            let rate = tokens / (step + drafting);
+            // A larger step is never taken for a shorter one: of many noisy times the luckiest would be chosen.
+            step = step.max(times[guesses - 1]);
+            let rate = tokens / (step + drafting + catching_up);
             if rate > best {
                 best = rate;
                 kept.clone_from(&taken);
@@ -196,7 +239,7 @@ mod tests {
     fn controller(step_us: impl Fn(usize) -> f64, pass_us: f64) -> DraftLength {
         let mut c = DraftLength::new(LengthOptions::default());
         (1..200).for_each(|rows| c.observe_step(rows, 500, step_us(rows)));
-        (1..=8).for_each(|passes| c.observe_draft(1, passes, pass_us * passes as f64));
+        (1..=8).for_each(|passes| assert_eq!(c.observe_draft(1, passes, 0, pass_us * passes as f64), 0.0));
         c.plain_left = 0;
         c
     }
@@ -208,7 +251,7 @@ mod tests {
         rates
     }
     fn candidate(rates: &Rates, source: Source) -> Candidate<'_> {
-        Candidate { rates, thinking: true, source, most: 8 }
+        Candidate { rates, thinking: true, source, behind: 0, most: 8 }
     }
 
     #[test]
@@ -258,10 +301,23 @@ mod tests {
         for _ in 0..6 {
             let k = c.choose(&[candidate(&good, Source::Model)], 0, 500)[0];
             c.observe_step(1 + k, 500, 1000.0 + 10.0 * k as f64);
-            c.observe_draft(1, k, 20.0 * k as f64);
+            c.observe_draft(1, k, 0, 20.0 * k as f64);
             chosen.push(k);
         }
         assert_eq!(chosen[..2], [0, 0]);
         assert!(chosen[2..].iter().all(|k| *k == 8), "{chosen:?}");
+    }
+
+    #[test]
+    fn who_has_much_to_catch_up_with_does_not_guess() {
+        let good = rates(Source::Model, 9);
+        let mut c = controller(|rows| 1000.0 + 10.0 * rows as f64, 20.0);
+        let behind = |behind| Candidate { behind, ..candidate(&good, Source::Model) };
+        assert!(c.choose(&[behind(5000)], 0, 500)[0] > 0, "nothing is known of what it costs");
+        assert_eq!(c.observe_draft(1, 4, 500, 1080.0), 1000.0, "four passes take 80");
+        assert!(c.choose(&[behind(500)], 0, 500)[0] > 0);
+        assert_eq!(c.choose(&[behind(50_000)], 0, 500), [0]);
+        let lengths = c.choose(&[behind(50_000), behind(0)], 0, 500);
+        assert!(lengths[0] == 0 && lengths[1] > 0, "each by itself: {lengths:?}");
     }
 }

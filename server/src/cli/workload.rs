@@ -1,5 +1,9 @@
 //! `ponder bench --workload`: what guessing brings on real prompts: none, 1 to 8 guesses, and as many as pay,
 //! on one loaded engine. Every setting must give the same tokens; one that differs is an error.
+//!
+//! A machine is seldom the same for long: clocks change, neighbours come and go. So the prompts are cut into parts, and
+//! every part is run with guesses right before or right after it is run without; what counts is the median over the
+//! repeats of each such pair.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -23,9 +27,31 @@ use super::speculation::speculation_json;
 struct Setting {
     name: String,
     policy: DraftPolicy,
-    rates: Vec<f64>,
+    /// Seconds, by part of the workload and repeat.
+    seconds: Vec<Vec<f64>>,
+    /// How much longer the run without guesses beside it took, likewise.
+    gains: Vec<Vec<f64>>,
     report: SpecReport,
 }
+
+impl Setting {
+    fn new(name: &str, policy: DraftPolicy, parts: usize) -> Self {
+        let empty = vec![Vec::new(); parts];
+        Self { name: name.into(), policy, seconds: empty.clone(), gains: empty, report: SpecReport::default() }
+    }
+    /// Seconds of the whole workload.
+    fn whole(&self) -> f64 {
+        self.seconds.iter().map(|part| middle(part.clone())).sum()
+    }
+    /// How much faster the whole workload is than without guesses, where that takes `off` seconds by part.
+    fn gain(&self, off: &[f64]) -> f64 {
+        let with: f64 = off.iter().zip(&self.gains).map(|(off, gains)| off / middle(gains.clone())).sum();
+        off.iter().sum::<f64>() / with
+    }
+}
+
+/// Requests of a part for each that runs at once, so that most of its time as many run as should.
+const TURNS: usize = 4;
 
 /// Measures every setting over the whole workload and prints a table.
 pub fn compare(args: &BenchArgs, file: &Path) -> Result<()> {
@@ -39,36 +65,52 @@ pub fn compare(args: &BenchArgs, file: &Path) -> Result<()> {
     let mut loading = Loading::new(&args.output);
     let engine = opened.load(|p| loading.show(p))?;
     loading.done();
-    let mut settings = vec![setting("off", DraftPolicy::Off)];
-    settings.extend((1..=8).map(|k| setting(&format!("K={k}"), DraftPolicy::Fixed(k))));
-    settings.push(setting("auto", DraftPolicy::Auto(LengthOptions::default())));
+    let part = TURNS * args.batch;
+    let parts: Vec<usize> = (0..prompts.len()).step_by(part).collect();
+    let mut off = Setting::new("off", DraftPolicy::Off, parts.len());
+    let fixed = (1..=8).map(|k| (format!("K={k}"), DraftPolicy::Fixed(k)));
+    let auto = ("auto".to_string(), DraftPolicy::Auto(LengthOptions::default()));
+    let settings = fixed.chain([auto]).map(|(name, policy)| Setting::new(&name, policy, parts.len()));
+    let mut settings: Vec<Setting> = settings.collect();
     let bar = loading.bar((args.repeats * settings.len()) as u64, "settings");
     // Every pass is a tenant of its own: what the same prompts were answered before must not serve as guesses.
-    let want = run(&engine, args, &prompts, "warm-up")?;
+    let want = run(&engine, args, &prompts, 0, "warm-up")?;
     for repeat in 0..args.repeats {
         for setting in &mut settings {
-            engine.handle().set_drafts(setting.policy)?;
-            let (before, begun) = (engine.handle().tracer().speculation(), Instant::now());
-            let got = run(&engine, args, &prompts, &format!("{} {repeat}", setting.name))?;
-            let seconds = begun.elapsed().as_secs_f64();
-            let tokens: usize = got.iter().map(Vec::len).sum();
-            setting.rates.push(tokens as f64 / seconds);
-            setting.report.add(&engine.handle().tracer().speculation().since(&before));
-            if let Some(i) = got.iter().zip(&want).position(|(got, want)| got != want) {
-                let why = format!("{}: the answer to prompt {} is not the one without guesses", setting.name, i + 1);
-                return Err(Error::invalid("speculation", why).into());
+            let tenant = format!("{} {repeat}", setting.name);
+            for (place, start) in parts.iter().enumerate() {
+                let range = *start..prompts.len().min(start + part);
+                let measure = |setting: &mut Setting, beside: &str| -> Result<f64> {
+                    engine.handle().set_drafts(setting.policy)?;
+                    let (before, begun) = (engine.handle().tracer().speculation(), Instant::now());
+                    let got = run(&engine, args, &prompts[range.clone()], *start, &format!("{tenant} {beside}"))?;
+                    let seconds = begun.elapsed().as_secs_f64();
+                    setting.seconds[place].push(seconds);
+                    setting.report.add(&engine.handle().tracer().speculation().since(&before));
+                    if let Some(i) = got.iter().zip(&want[range.clone()]).position(|(got, want)| got != want) {
+                        let (name, prompt) = (&setting.name, start + i + 1);
+                        let why = format!("{name}: the answer to prompt {prompt} is not the one without guesses");
+                        return Err(Error::invalid("speculation", why).into());
+                    }
+                    Ok(seconds)
+                };
+                // Whoever goes second finds warmer caches: they take turns.
+                let (plain, guessed) = if (repeat + place) % 2 == 0 {
+                    let plain = measure(&mut off, "off")?;
+                    (plain, measure(setting, "on")?)
+                } else {
+                    let guessed = measure(setting, "on")?;
+                    (measure(&mut off, "off")?, guessed)
+                };
+                setting.gains[place].push(plain / guessed);
             }
             bar.inc(1);
         }
     }
     bar.finish_and_clear();
     engine.write_trace()?;
-    show(args, &settings, &want);
+    show(args, &off, &settings, &want);
     Ok(())
-}
-
-fn setting(name: &str, policy: DraftPolicy) -> Setting {
-    Setting { name: name.into(), policy, rates: Vec::new(), report: SpecReport::default() }
 }
 
 /// Prompts of a file, one JSON object a line.
@@ -97,8 +139,8 @@ pub(super) fn read(file: &Path) -> Result<Vec<Prompt>> {
     }
 }
 
-/// Answers to all prompts, `batch` at a time, for one tenant.
-fn run(engine: &Engine, args: &BenchArgs, prompts: &[Prompt], tenant: &str) -> Result<Vec<Vec<u32>>> {
+/// Answers to prompts, `batch` at a time, for one tenant; `start` is the place of the first in the workload.
+fn run(engine: &Engine, args: &BenchArgs, prompts: &[Prompt], start: usize, tenant: &str) -> Result<Vec<Vec<u32>>> {
     let next = AtomicUsize::new(0);
     let answers = Mutex::new(vec![Vec::new(); prompts.len()]);
     let work = || -> ponder_engine::Result<()> {
@@ -108,7 +150,7 @@ fn run(engine: &Engine, args: &BenchArgs, prompts: &[Prompt], tenant: &str) -> R
             let params = SamplingParams {
                 temperature: args.workload_temperature,
                 max_tokens: Some(args.workload_tokens),
-                seed: i as u64,
+                seed: (start + i) as u64,
                 cache_salt: tenant.into(),
                 ..SamplingParams::default()
             };
@@ -126,17 +168,19 @@ fn run(engine: &Engine, args: &BenchArgs, prompts: &[Prompt], tenant: &str) -> R
     Ok(answers.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
-fn show(args: &BenchArgs, settings: &[Setting], answers: &[Vec<u32>]) {
-    let off = middle(settings[0].rates.clone());
-    let rows: Vec<(&Setting, f64)> = settings.iter().map(|s| (s, middle(s.rates.clone()))).collect();
+fn show(args: &BenchArgs, off: &Setting, settings: &[Setting], answers: &[Vec<u32>]) {
     let tokens: usize = answers.iter().map(Vec::len).sum();
+    let plain: Vec<f64> = off.seconds.iter().map(|part| middle(part.clone())).collect();
+    let row = |s: &Setting, gain: f64| (tokens as f64 / s.whole(), gain, s.seconds[0].len() as f64);
+    let rows = settings.iter().map(|s| (s, row(s, s.gain(&plain))));
+    let rows: Vec<(&Setting, (f64, f64, f64))> = [(off, row(off, 1.0))].into_iter().chain(rows).collect();
     if args.output.json {
         let rows: Vec<Value> = rows
             .iter()
-            .map(|(s, rate)| {
-                json!({ "setting": s.name, "tokens_per_second": rate, "speed_up": rate / off,
-                        "tokens_per_second_each": s.rates, "tokens_per_pass": s.report.tokens_per_pass(),
-                        "speculation": speculation_json(&s.report) })
+            .map(|(s, (rate, gain, _))| {
+                json!({ "setting": s.name, "tokens_per_second": rate, "speed_up": gain,
+                        "seconds_by_part": s.seconds, "speed_up_by_part": s.gains,
+                        "tokens_per_pass": s.report.tokens_per_pass(), "speculation": speculation_json(&s.report) })
             })
             .collect();
         super::print_json(&json!({ "prompts": answers.len(), "tokens": tokens, "batch": args.batch,
@@ -145,10 +189,10 @@ fn show(args: &BenchArgs, settings: &[Setting], answers: &[Vec<u32>]) {
     }
     let mut out = format!("{} prompts, {tokens} tokens, {} at once\n", answers.len(), args.batch);
     out += "setting   tokens/s  speed-up  tokens/pass  accepted/step  draft ms  verify ms\n";
-    for (s, rate) in rows {
+    for (s, (rate, gain, runs)) in rows {
         let (r, accepted) = (&s.report, s.report.total().mean_accepted());
-        let [draft, verify] = [r.draft_us, r.verify_us].map(|us| us as f64 / 1e3 / args.repeats as f64);
-        let (pass, gain) = (r.tokens_per_pass(), rate / off);
+        let [draft, verify] = [r.draft_us, r.verify_us].map(|us| us as f64 / 1e3 / runs);
+        let pass = r.tokens_per_pass();
         out += &format!(
             "{:<8} {rate:>9.1} {gain:>9.2} {pass:>12.2} {accepted:>14.2} {draft:>9.1} {verify:>10.1}\n",
             s.name

@@ -158,31 +158,75 @@ unsafe fn chain<S: Isa, Q: Quant, const T: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let sums: [S::I; T] = if T <= 2 {
-            // Few rows: three short chains instead of one long. Integers, so the sum is the same.
-            let mut acc = [[s.splat_i(0); T]; 3];
-            acc[2] = array!(acc[2][0], T, t => s.splat_i((*x.add(t)).centre8));
-            for (p, acc) in acc.iter_mut().enumerate() {
-                plane::<S, Q, T>(s, acc, q, x, p, 0, 8);
+        if T > 4 && S::PLANE_ROWS == 4 {
+            for from in (0..T).step_by(4) {
+                let part = totals[from..].first_chunk_mut::<4>().expect("larger tiles are made of fours");
+                let sums = short_chains::<S, Q, 4>(s, q, x.add(from));
+                let sums = array!(s.splat(0.0), 4, t => s.to_f(sums[t]));
+                add_up::<S, Q, 4>(s, sums, scales, x.add(from), part);
             }
-            array!(acc[0][0], T, t => s.add_i(s.add_i(s.shl::<16>(acc[0][t]), s.shl::<8>(acc[1][t])), acc[2][t]))
-        } else {
-            let mut acc = [s.splat_i(0); T];
-            plane::<S, Q, T>(s, &mut acc, q, x, 0, 0, 8);
-            acc = array!(acc[0], T, t => s.shl::<8>(acc[t]));
-            plane::<S, Q, T>(s, &mut acc, q, x, 1, 0, 8);
-            for (t, acc) in acc.iter_mut().enumerate() {
-                *acc = s.add_i(s.shl::<8>(*acc), s.splat_i((*x.add(t)).centre8));
-            }
-            plane::<S, Q, T>(s, &mut acc, q, x, 2, 0, 8);
-            acc
-        };
-        for (t, total) in totals.iter_mut().enumerate() {
-            let x = &*x.add(t);
-            *total = finish(s, s.to_f(sums[t]), scales[0], x, *total);
-            if Q::MINIMUM {
-                *total = s.fma(scales[1], s.splat(x.sum), *total);
-            }
+            return;
+        }
+        let short = T <= S::PLANE_ROWS;
+        let sums = if short { short_chains::<S, Q, T>(s, q, x) } else { long_chains::<S, Q, T>(s, q, x) };
+        let sums = array!(s.splat(0.0), T, t => s.to_f(sums[t]));
+        add_up::<S, Q, T>(s, sums, scales, x, totals);
+    }
+}
+
+/// Centred integer sums with one accumulator a row: where registers are few.
+///
+/// # Safety
+/// `x` points at `T` row groups.
+#[inline(always)]
+unsafe fn long_chains<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], x: *const RowGroup) -> [S::I; T] {
+    let mut acc = [s.splat_i(0); T];
+    // SAFETY: the caller's promise.
+    unsafe {
+        plane::<S, Q, T>(s, &mut acc, q, x, 0, 0, 8);
+        acc = array!(acc[0], T, t => s.shl::<8>(acc[t]));
+        plane::<S, Q, T>(s, &mut acc, q, x, 1, 0, 8);
+        for (t, acc) in acc.iter_mut().enumerate() {
+            *acc = s.add_i(s.shl::<8>(*acc), s.splat_i((*x.add(t)).centre8));
+        }
+        plane::<S, Q, T>(s, &mut acc, q, x, 2, 0, 8);
+    }
+    acc
+}
+
+/// The same integers with one accumulator a plane: a dot product waits for eight before it, not for 24.
+///
+/// # Safety
+/// `x` points at `T` row groups.
+#[inline(always)]
+unsafe fn short_chains<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], x: *const RowGroup) -> [S::I; T] {
+    let mut acc = [[s.splat_i(0); T]; 3];
+    // SAFETY: the caller's promise.
+    unsafe {
+        acc[2] = array!(acc[2][0], T, t => s.splat_i((*x.add(t)).centre8));
+        s.plane_dots::<T, { size_of::<RowGroup>() }>(&mut acc, q, Q::MOST, (&raw const (*x).planes).cast());
+    }
+    array!(acc[0][0], T, t => s.add_i(s.shl::<8>(s.add_i(s.shl::<8>(acc[0][t]), acc[1][t])), acc[2][t]))
+}
+
+/// `totals += scale * x.scale * sum`, and the minimum times the sum of x.
+///
+/// # Safety
+/// `x` points at `T` row groups.
+#[inline(always)]
+unsafe fn add_up<S: Isa, Q: Quant, const T: usize>(
+    s: S,
+    sums: [S::F; T],
+    scales: [S::F; 2],
+    x: *const RowGroup,
+    totals: &mut [S::F; T],
+) {
+    for (t, total) in totals.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let x = unsafe { &*x.add(t) };
+        *total = finish(s, sums[t], scales[0], x, *total);
+        if Q::MINIMUM {
+            *total = s.fma(scales[1], s.splat(x.sum), *total);
         }
     }
 }
@@ -242,15 +286,36 @@ unsafe fn split<S: Isa, Q: Quant, const T: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let sums = joined::<S, Q, T>(s, q, x, 0, 8);
-        for (t, total) in totals.iter_mut().enumerate() {
-            let x = &*x.add(t);
-            *total = finish(s, sums[t], scales[0], x, *total);
-            if Q::MINIMUM {
-                *total = s.fma(scales[1], s.splat(x.sum), *total);
+        if T >= 4 && S::PLANE_ROWS == 4 {
+            for from in (0..T).step_by(4) {
+                let part = totals[from..].first_chunk_mut::<4>().expect("larger tiles are made of fours");
+                let sums = joined_at_once::<S, Q, 4>(s, q, x.add(from));
+                add_up::<S, Q, 4>(s, sums, scales, x.add(from), part);
             }
+            return;
         }
+        let sums = joined::<S, Q, T>(s, q, x, 0, 8);
+        add_up::<S, Q, T>(s, sums, scales, x, totals);
     }
+}
+
+/// [`joined`] of a whole group, with one accumulator a plane: the same integers.
+///
+/// # Safety
+/// `x` points at `T` row groups.
+#[inline(always)]
+unsafe fn joined_at_once<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], x: *const RowGroup) -> [S::F; T] {
+    let mut acc = [[s.splat_i(0); T]; 3];
+    // SAFETY: the caller's promise.
+    unsafe {
+        acc[1] = array!(acc[1][0], T, t => centre::<S, Q>(s, &(*x.add(t)).negated_high, 0, 8));
+        acc[2] = array!(acc[2][0], T, t => centre::<S, Q>(s, &(*x.add(t)).negated_low, 0, 8));
+        s.plane_dots::<T, { size_of::<RowGroup>() }>(&mut acc, q, Q::MOST, (&raw const (*x).planes).cast());
+    }
+    array!(s.splat(0.0), T, t => {
+        let high = s.add_i(s.shl::<8>(acc[0][t]), acc[1][t]);
+        s.fma(s.to_f(high), s.splat(256.0), s.to_f(acc[2][t]))
+    })
 }
 
 /// See [`Sum::Halves`].

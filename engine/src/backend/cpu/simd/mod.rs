@@ -162,6 +162,8 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     const MAX_TILE: usize;
     /// Sums of 16 lanes that stay in registers beside the weights and the activation that they are made of.
     const SUMS: usize;
+    /// Rows whose three planes of digits are summed at once by [`Isa::plane_dots`].
+    const PLANE_ROWS: usize = 2;
 
     /// Runs `kernel` in a function compiled for these instructions.
     fn call<K: Kernel>(self, kernel: K) -> K::Out;
@@ -253,6 +255,22 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
                 let four = unsafe { x.byte_add(t * stride).add(i).read() };
                 *acc = self.dot(*acc, *w, self.splat_i(four));
             }
+        }
+    }
+    /// [`Isa::dots`] of every vector of `w` with three planes of 32 bytes of each of `T` rows at once:
+    /// `acc[p][t] += sum over i of w[i] . x[t][p][4i..4i + 4]`. The planes of a row follow each other, rows are `STRIDE`
+    /// bytes apart.
+    #[inline(always)]
+    unsafe fn plane_dots<const T: usize, const STRIDE: usize>(
+        self,
+        acc: &mut [[Self::I; T]; 3],
+        w: &[Self::I; 8],
+        most: u32,
+        x: *const i32,
+    ) {
+        for (p, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { self.dots(acc, w, most, x.add(8 * p), STRIDE) }
         }
     }
     /// Wrapping sum over the lanes.
