@@ -76,8 +76,10 @@ impl Drafting {
         }
         // The token after the guesses comes for free: a guess beyond what may be chosen is in vain.
         let useful = |i: usize| seqs[&plan.seqs[i].seq].free_tokens().saturating_sub(1);
+        // One that starts may choose as well, if most of its prompt is cached.
+        let limit = budget.min(logit_rows.saturating_sub(choosing.len() + plan.openings.len()));
         let lengths = match self.policy {
-            DraftPolicy::Fixed(k) => vec![k; choosing.len()],
+            DraftPolicy::Fixed(k) => vec![k.min(limit / choosing.len().max(1)); choosing.len()],
             _ => {
                 let candidates: Vec<Candidate<'_>> = choosing
                     .iter()
@@ -89,18 +91,14 @@ impl Drafting {
                         Candidate { rates, thinking, source, behind, most: useful(*i) }
                     })
                     .collect();
-                self.length.choose(&candidates, self.rows - choosing.len(), self.context)
+                self.length.choose(&candidates, self.rows - choosing.len(), self.context, limit)
             }
         };
-        // One that starts may choose as well, if most of its prompt is cached.
-        let mut left = budget.min(logit_rows.saturating_sub(choosing.len() + plan.openings.len()));
-        let before = left;
         let lengths: Vec<usize> = choosing.iter().zip(lengths).map(|(i, length)| length.min(useful(*i))).collect();
-        for (i, length) in choosing.into_iter().zip(lengths) {
-            plan.seqs[i].max_drafts = length.min(left);
-            left -= plan.seqs[i].max_drafts;
+        for (i, length) in choosing.into_iter().zip(&lengths) {
+            plan.seqs[i].max_drafts = *length;
         }
-        budget - (before - left)
+        budget - lengths.iter().sum::<usize>()
     }
 
     /// Learns from a step how long steps take and which guesses were right.

@@ -56,8 +56,10 @@ const PROBE_LAST: u64 = 2048;
 
 /// Tokens a sequence that a draft model reads besides as a matter of course: those that the target put right.
 const FEW: usize = 4;
-/// What guesses must promise to be tried: so much more than steps without them.
-const MARGIN: f64 = 1.05;
+/// What guesses must promise, as a multiple of what steps bring without them: to be begun with, for a trial that fails
+/// costs something, and to be gone on with.
+const MARGIN_FIRST: f64 = 1.15;
+const MARGIN: f64 = 1.03;
 
 /// The controller of one engine.
 #[derive(Clone, Debug)]
@@ -143,8 +145,14 @@ impl DraftLength {
         self.rates.observe(thinking, source, drafted, accepted, 0.995);
     }
 
-    /// Guesses for each candidate of a step that has `other_rows` rows besides theirs.
-    pub fn choose(&mut self, candidates: &[Candidate<'_>], other_rows: usize, context: usize) -> Vec<usize> {
+    /// Guesses for each candidate of a step that has `other_rows` rows besides theirs, at most `limit` together.
+    pub fn choose(
+        &mut self,
+        candidates: &[Candidate<'_>],
+        other_rows: usize,
+        context: usize,
+        limit: usize,
+    ) -> Vec<usize> {
         let none = vec![0; candidates.len()];
         if candidates.is_empty() {
             return none;
@@ -160,31 +168,40 @@ impl DraftLength {
         if self.outcomes.rests(candidates.len()) {
             return none;
         }
-        let best = self.best(candidates, other_rows, context);
+        let wins = self.outcomes.wins(candidates.len());
+        let margin = if wins { MARGIN } else { MARGIN_FIRST };
+        let best = self.best(candidates, (other_rows, context), limit, margin);
         self.probing = best.iter().all(|k| *k == 0);
         if self.probing {
-            return self.probe(candidates);
+            return self.probe(candidates, limit);
         }
-        if self.outcomes.wins(candidates.len()) {
+        if wins {
             (self.probe_gap, self.probe_in) = (PROBE_FIRST, PROBE_FIRST);
         }
         best
     }
 
     /// One sequence tries two guesses now and then, less often the longer that has not paid.
-    fn probe(&mut self, candidates: &[Candidate<'_>]) -> Vec<usize> {
+    fn probe(&mut self, candidates: &[Candidate<'_>], limit: usize) -> Vec<usize> {
         let mut lengths = vec![0; candidates.len()];
         self.probe_in = self.probe_in.saturating_sub(1);
         if self.probe_in == 0 {
             self.probe_gap = (2 * self.probe_gap).min(PROBE_LAST);
             self.probe_in = self.probe_gap;
             // The first is the oldest: what its draft has caught up with is used longest.
-            lengths[0] = candidates[0].most.min(2).min(self.options.max);
+            lengths[0] = candidates[0].most.min(2).min(self.options.max).min(limit);
         }
         lengths
     }
 
-    fn best(&mut self, candidates: &[Candidate<'_>], other_rows: usize, context: usize) -> Vec<usize> {
+    /// The guesses that bring most a time, if that is `margin` times what none bring.
+    fn best(
+        &mut self,
+        candidates: &[Candidate<'_>],
+        (other_rows, context): (usize, usize),
+        limit: usize,
+        margin: f64,
+    ) -> Vec<usize> {
         let times = self.step.table(context);
         let plain = times.at(candidates.len());
         let base = times.at(other_rows + candidates.len()).max(plain).max(1e-9);
@@ -199,6 +216,7 @@ impl DraftLength {
         }
         // Survival falls with the position, so this order takes each sequence's guesses front to back.
         pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        pairs.truncate(limit);
         let (mut guesses, mut tokens) = (0, candidates.len() as f64);
         let (mut guessing, mut passes) = (0, 0);
         let mut taken = vec![0; candidates.len()];
@@ -206,7 +224,7 @@ impl DraftLength {
         // What a guess adds to a step is what it adds where nothing is prefilled: that is known better.
         let times: Vec<f64> = (1..=pairs.len()).map(|n| base + times.at(candidates.len() + n) - plain).collect();
         let mut step = base;
-        let mut best = MARGIN * tokens / step;
+        let mut best = margin * tokens / step;
         let mut catching_up = 0.0;
         for (survival, seq) in pairs {
             taken[seq] += 1;
@@ -259,14 +277,16 @@ mod tests {
         let (good, poor) = (rates(Source::Suffix, 9), rates(Source::Suffix, 4));
         let [good, poor] = [&good, &poor].map(|r| candidate(r, Source::Suffix));
         let mut memory_bound = controller(|rows| 1000.0 + 10.0 * rows as f64, 0.0);
-        assert_eq!(memory_bound.choose(&[good], 0, 500), [8]);
-        assert!((2..=5).contains(&memory_bound.choose(&[poor], 0, 500)[0]));
+        assert_eq!(memory_bound.choose(&[good], 0, 500, 999), [8]);
+        assert!((2..=5).contains(&memory_bound.choose(&[poor], 0, 500, 999)[0]));
         let mut compute_bound = controller(|rows| 1000.0 * rows as f64, 0.0);
-        assert_eq!(compute_bound.choose(&[good], 0, 500), [0]);
+        assert_eq!(compute_bound.choose(&[good], 0, 500, 999), [0]);
+        let spread = memory_bound.choose(&[good; 4], 0, 500, 8);
+        assert_eq!(spread, [2; 4], "a limit is shared, the surest guesses first");
         // A batch that fills the device: the same sequence stops guessing.
         let mut knee = controller(|rows| 1000.0 + 200.0 * rows.saturating_sub(16) as f64, 0.0);
-        let small: usize = knee.choose(&[good; 2], 0, 500).iter().sum();
-        let large: usize = knee.choose(&[good; 32], 0, 500).iter().sum();
+        let small: usize = knee.choose(&[good; 2], 0, 500, 999).iter().sum();
+        let large: usize = knee.choose(&[good; 32], 0, 500, 999).iter().sum();
         assert!(small >= 8 && large < 32, "{small} {large}");
     }
 
@@ -275,7 +295,7 @@ mod tests {
         let good = rates(Source::Model, 8);
         let lengths = [10.0, 200.0, 2000.0].map(|pass_us| {
             let mut c = controller(|rows| 1000.0 + 10.0 * rows as f64, pass_us);
-            c.choose(&[candidate(&good, Source::Model)], 0, 500)[0]
+            c.choose(&[candidate(&good, Source::Model)], 0, 500, 999)[0]
         });
         assert!(lengths[0] > lengths[1] && lengths[1] > 0 && lengths[2] == 0, "{lengths:?}");
     }
@@ -285,12 +305,12 @@ mod tests {
         let good = rates(Source::Model, 8);
         let mut c = controller(|rows| 1000.0 * rows as f64, 500.0);
         let lengths: Vec<usize> =
-            (0..3000).map(|_| c.choose(&[candidate(&good, Source::Model); 3], 0, 500)[0]).collect();
+            (0..3000).map(|_| c.choose(&[candidate(&good, Source::Model); 3], 0, 500, 999)[0]).collect();
         let probes: Vec<usize> = lengths.iter().enumerate().filter(|(_, k)| **k > 0).map(|(i, _)| i).collect();
         assert!((5..=8).contains(&probes.len()) && probes[0] < 40, "{probes:?}");
         // It pays again: the very next step guesses.
         (1..200).for_each(|rows| (0..200).for_each(|_| c.observe_step(rows, 500, 1000.0)));
-        assert!(c.choose(&[candidate(&good, Source::Model); 3], 0, 500)[0] > 0);
+        assert!(c.choose(&[candidate(&good, Source::Model); 3], 0, 500, 999)[0] > 0);
     }
 
     #[test]
@@ -299,7 +319,7 @@ mod tests {
         let mut c = DraftLength::new(LengthOptions::default());
         let mut chosen = Vec::new();
         for _ in 0..6 {
-            let k = c.choose(&[candidate(&good, Source::Model)], 0, 500)[0];
+            let k = c.choose(&[candidate(&good, Source::Model)], 0, 500, 999)[0];
             c.observe_step(1 + k, 500, 1000.0 + 10.0 * k as f64);
             c.observe_draft(1, k, 0, 20.0 * k as f64);
             chosen.push(k);
@@ -313,11 +333,11 @@ mod tests {
         let good = rates(Source::Model, 9);
         let mut c = controller(|rows| 1000.0 + 10.0 * rows as f64, 20.0);
         let behind = |behind| Candidate { behind, ..candidate(&good, Source::Model) };
-        assert!(c.choose(&[behind(5000)], 0, 500)[0] > 0, "nothing is known of what it costs");
+        assert!(c.choose(&[behind(5000)], 0, 500, 999)[0] > 0, "nothing is known of what it costs");
         assert_eq!(c.observe_draft(1, 4, 500, 1080.0), 1000.0, "four passes take 80");
-        assert!(c.choose(&[behind(500)], 0, 500)[0] > 0);
-        assert_eq!(c.choose(&[behind(50_000)], 0, 500), [0]);
-        let lengths = c.choose(&[behind(50_000), behind(0)], 0, 500);
+        assert!(c.choose(&[behind(500)], 0, 500, 999)[0] > 0);
+        assert_eq!(c.choose(&[behind(50_000)], 0, 500, 999), [0]);
+        let lengths = c.choose(&[behind(50_000), behind(0)], 0, 500, 999);
         assert!(lengths[0] == 0 && lengths[1] > 0, "each by itself: {lengths:?}");
     }
 }
