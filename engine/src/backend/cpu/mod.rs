@@ -4,7 +4,7 @@
 //! - [`panel`]: weights stay quantised, in panels of 16 output rows; [`activation`]: f32 activations as
 //!   24-bit block fixed point, so that products are exact integers; [`tile`]: the kernels, in `integer.rs`
 //!   (quantised) and `float.rs`; `quant.rs`: how each format is read in registers.
-//! - [`pool`]: threads that run a whole launch in lockstep.
+//! - [`pool`]: threads that run a whole launch in lockstep, on processors of their own (`cores.rs`).
 //! - [`plan`]: a program as steps; one file per op stem beside it.
 //!
 //! One plan serves every number of live rows: there is a single row bucket.
@@ -16,6 +16,7 @@ pub mod activation;
 mod attend;
 mod attention;
 pub mod bandwidth;
+mod cores;
 mod elementwise;
 mod embed;
 mod float;

@@ -15,11 +15,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use super::cores;
+
 /// Spins at a barrier before a thread begins to yield: about 50 us.
 const SPINS: u32 = 3000;
 /// Yields between launches before a worker sleeps: meant to last longer than a small draft model needs for its guesses,
 /// since the step that verifies them would begin with waking it.
 const YIELDS: u32 = 2000;
+
+/// No processor.
+const NOWHERE: usize = usize::MAX;
 
 /// A value on a cache line of its own.
 #[repr(align(128))]
@@ -40,6 +45,8 @@ struct Shared {
     next: Line<AtomicUsize>,
     /// Workers that have left the present launch.
     left: Line<AtomicUsize>,
+    /// Processor of each thread when it last began a launch; [`NOWHERE`] where that is not known.
+    cores: Vec<AtomicUsize>,
     poisoned: AtomicBool,
     stop: AtomicBool,
     job: UnsafeCell<Option<Job>>,
@@ -145,6 +152,16 @@ impl Shared {
         }
         *sleepers -= 1;
     }
+    /// Notes where thread `index` begins its launch; one that is where another is that comes before it moves away.
+    fn take_place(&self, index: usize) {
+        let Some(mut here) = cores::here() else { return };
+        let others = || self.cores[..index].iter().map(|core| core.load(Ordering::Relaxed));
+        if others().any(|core| core == here) {
+            cores::leave(others());
+            here = cores::here().unwrap_or(NOWHERE);
+        }
+        self.cores[index].store(here, Ordering::Relaxed);
+    }
     /// Begins a launch (or the end of the pool) for the workers.
     fn ring(&self) {
         self.epoch.0.fetch_add(1, Ordering::Release);
@@ -168,6 +185,7 @@ fn worker_loop(shared: &Shared, index: usize) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
+        shared.take_place(index);
         // SAFETY: the owner wrote `job` before it moved the epoch, and keeps the closure alive until
         // every worker has counted itself in `left`.
         let job = unsafe { &*(*shared.job.get()).expect("a launch has a job") };
@@ -186,6 +204,7 @@ impl Pool {
             generation: Line(AtomicUsize::new(0)),
             next: Line(AtomicUsize::new(0)),
             left: Line(AtomicUsize::new(0)),
+            cores: (0..threads).map(|_| AtomicUsize::new(NOWHERE)).collect(),
             poisoned: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             job: UnsafeCell::new(None),
@@ -213,6 +232,7 @@ impl Pool {
         // SAFETY: no launch is running (`&mut self`, and the last `run` waited for all workers).
         unsafe { *shared.job.get() = Some(erased) };
         shared.left.0.store(0, Ordering::Relaxed);
+        shared.take_place(0);
         shared.ring();
         shared.work(0, job);
         let mut spins = 0;
