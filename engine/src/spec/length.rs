@@ -6,6 +6,8 @@
 //! prefix with the most expected tokens per expected time is kept (the idea of DSpark's admission). [`super::outcome`]
 //! judges afterwards whether it paid.
 
+use std::collections::BTreeMap;
+
 use super::cost::CostTables;
 use super::outcome::{Outcomes, SPREAD};
 use super::{Rates, Source};
@@ -50,7 +52,7 @@ impl Candidate<'_> {
 /// Steps of a size that are run without guesses before the first with some: what guesses cost is a difference.
 const PLAIN_FIRST: usize = 2;
 /// Where guesses do not pay, they are tried again after so many steps, then after twice as many, ...
-const PROBE_FIRST: u64 = 32;
+const PROBE_FIRST: u64 = 64;
 /// ... up to so many.
 const PROBE_LAST: u64 = 2048;
 
@@ -76,8 +78,21 @@ pub struct DraftLength {
     plain_left: usize,
     /// Whether the step in flight has guesses only to see whether they pay by now.
     probing: bool,
-    probe_in: u64,
-    probe_gap: u64,
+    /// By the class of [`Outcomes::class`].
+    probes: BTreeMap<u32, Probe>,
+}
+
+/// When it is tried again.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    left: u64,
+    gap: u64,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self { left: PROBE_FIRST, gap: PROBE_FIRST }
+    }
 }
 
 impl DraftLength {
@@ -92,8 +107,7 @@ impl DraftLength {
             rates: Rates::default(),
             plain_left: PLAIN_FIRST,
             probing: false,
-            probe_in: PROBE_FIRST,
-            probe_gap: PROBE_FIRST,
+            probes: BTreeMap::new(),
         }
     }
 
@@ -176,7 +190,7 @@ impl DraftLength {
             return self.probe(candidates, limit);
         }
         if wins {
-            (self.probe_gap, self.probe_in) = (PROBE_FIRST, PROBE_FIRST);
+            self.probes.remove(&Outcomes::class(candidates.len()));
         }
         best
     }
@@ -184,12 +198,14 @@ impl DraftLength {
     /// One sequence tries two guesses now and then, less often the longer that has not paid.
     fn probe(&mut self, candidates: &[Candidate<'_>], limit: usize) -> Vec<usize> {
         let mut lengths = vec![0; candidates.len()];
-        self.probe_in = self.probe_in.saturating_sub(1);
-        if self.probe_in == 0 {
-            self.probe_gap = (2 * self.probe_gap).min(PROBE_LAST);
-            self.probe_in = self.probe_gap;
-            // The first is the oldest: what its draft has caught up with is used longest.
-            lengths[0] = candidates[0].most.min(2).min(self.options.max).min(limit);
+        let probe = self.probes.entry(Outcomes::class(candidates.len())).or_default();
+        probe.left = probe.left.saturating_sub(1);
+        if probe.left == 0 {
+            probe.gap = (2 * probe.gap).min(PROBE_LAST);
+            probe.left = probe.gap;
+            // One whose draft has little to catch up with.
+            let nearest = (0..candidates.len()).min_by_key(|i| candidates[*i].behind).unwrap_or(0);
+            lengths[nearest] = candidates[nearest].most.min(2).min(self.options.max).min(limit);
         }
         lengths
     }
@@ -307,7 +323,7 @@ mod tests {
         let lengths: Vec<usize> =
             (0..3000).map(|_| c.choose(&[candidate(&good, Source::Model); 3], 0, 500, 999)[0]).collect();
         let probes: Vec<usize> = lengths.iter().enumerate().filter(|(_, k)| **k > 0).map(|(i, _)| i).collect();
-        assert!((5..=8).contains(&probes.len()) && probes[0] < 40, "{probes:?}");
+        assert!((4..=8).contains(&probes.len()) && probes[0] < 80, "{probes:?}");
         // It pays again: the very next step guesses.
         (1..200).for_each(|rows| (0..200).for_each(|_| c.observe_step(rows, 500, 1000.0)));
         assert!(c.choose(&[candidate(&good, Source::Model); 3], 0, 500, 999)[0] > 0);

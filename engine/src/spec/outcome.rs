@@ -60,7 +60,7 @@ pub struct Outcomes {
 
 impl Outcomes {
     /// The nearest power of two: most engines run as many sequences as one of those, or a few less.
-    fn class(seqs: usize) -> u32 {
+    pub(super) fn class(seqs: usize) -> u32 {
         (seqs.max(1) as f64).log2().round() as u32
     }
     fn size(&mut self, seqs: usize) -> &mut Size {
