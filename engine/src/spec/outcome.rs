@@ -104,7 +104,7 @@ impl Outcomes {
 
     /// Whether guessing for `seqs` sequences has won for long.
     pub fn wins(&mut self, seqs: usize) -> bool {
-        self.size(seqs).lost <= -WON
+        self.size(seqs).lost < -WON / 2.0
     }
 
     /// Whether the next step with `seqs` sequences should have no guesses: it is one of a rest, or its time is wanted.
