@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use ponder_engine::backend::Backend;
 use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::model::runner::ModelRunner;
@@ -39,6 +39,29 @@ pub type Ran = Result<(BatchOutput, Duration), DeviceFault>;
 /// Something to do with the model; answers whether the thread must end after it.
 type Work = Box<dyn FnOnce(&mut dyn BatchRunner) -> bool + Send>;
 
+/// Held by every device thread of a system until its model is gone: a process that ends before has drivers torn down
+/// under a thread that still uses them.
+#[derive(Clone)]
+pub struct Running(#[allow(dead_code)] Sender<()>);
+
+/// What a system waits for at its end: the last [`Running`].
+pub struct AllGone(Receiver<()>);
+
+impl Running {
+    /// For the threads of one system.
+    pub fn new() -> (Self, AllGone) {
+        let (running, gone) = bounded(0);
+        (Self(running), AllGone(gone))
+    }
+}
+
+impl AllGone {
+    /// Waits for the threads, but not for one that hangs: false if some are left after `most`.
+    pub fn wait(&self, most: Duration) -> bool {
+        matches!(self.0.recv_timeout(most), Err(RecvTimeoutError::Disconnected))
+    }
+}
+
 /// The sending end. Dropping it ends the thread after its present batch.
 pub struct DeviceThread {
     work: Sender<Work>,
@@ -46,7 +69,7 @@ pub struct DeviceThread {
 
 impl DeviceThread {
     /// Starts a thread named `name` and waits until its model is loaded.
-    pub fn start(name: &str, loader: Loader) -> Result<Self> {
+    pub fn start(name: &str, loader: Loader, running: Running) -> Result<Self> {
         let (work, inbox) = bounded::<Work>(1);
         let (loaded, is_loaded) = bounded(1);
         let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
@@ -58,6 +81,7 @@ impl DeviceThread {
                 Ok(Err(error)) => drop(loaded.send(Err(error))),
                 Err(panic) => drop(loaded.send(Err(lost(&*panic)))),
             }
+            drop(running);
         });
         spawned.map_err(|e| Error::invalid("device thread", e.to_string()))?;
         is_loaded.recv().map_err(|_| Error::invalid("device thread", "ended while loading"))??;

@@ -15,7 +15,7 @@ use ponder_engine::spec::{DraftJob, DrafterOptions, Drafters, Lookup, ModelLimit
 use ponder_engine::step::{Drafted, Reserved};
 use tokio::sync::oneshot;
 
-use crate::device::{DeviceThread, Loader};
+use crate::device::{DeviceThread, Loader, Running};
 use crate::message::Propose;
 use crate::port::{OpenSpan, Sent};
 use crate::trace::Tracer;
@@ -62,6 +62,7 @@ enum Device {
 pub struct DraftModel {
     drafters: Drafters,
     setup: Option<DraftSetup>,
+    running: Running,
     device: Device,
     faults: u32,
     good: u32,
@@ -72,14 +73,19 @@ pub struct DraftModel {
 
 impl DraftModel {
     /// Drafters around a running device thread, or without any.
-    pub fn new(lookup: Lookup, model: Option<(DraftSetup, DeviceThread)>, tracer: Arc<Tracer>) -> Self {
+    pub fn new(
+        lookup: Lookup,
+        model: Option<(DraftSetup, DeviceThread)>,
+        running: Running,
+        tracer: Arc<Tracer>,
+    ) -> Self {
         let limits = model.as_ref().map(|(setup, _)| setup.limits);
         let (setup, device) = match model {
             Some((setup, thread)) => (Some(setup), Device::Ready(thread)),
             None => (None, Device::Absent),
         };
         let drafters = Drafters::new(DrafterOptions { lookup, model: limits });
-        Self { drafters, setup, device, faults: 0, good: 0, broken: 0, ahead: None, tracer }
+        Self { drafters, setup, running, device, faults: 0, good: 0, broken: 0, ahead: None, tracer }
     }
 
     /// The thread, if it answers; one that was loading is looked after.
@@ -113,7 +119,8 @@ impl DraftModel {
         tracing::warn!(why, "the draft model failed; its thread is replaced, and nothing is guessed meanwhile");
         let Some(setup) = &self.setup else { return };
         let (loader, (loaded, outcome)) = (setup.loader.clone(), bounded(1));
-        let load = move || drop(loaded.send(DeviceThread::start("draft", loader)));
+        let running = self.running.clone();
+        let load = move || drop(loaded.send(DeviceThread::start("draft", loader, running)));
         if std::thread::Builder::new().name("draft-loader".into()).spawn(load).is_ok() {
             self.device = Device::Loading(outcome);
         }

@@ -12,7 +12,7 @@ use ponder_engine::schedule::{Event, Lane, Scheduler, SchedulerView};
 use ponder_engine::spec::{batch_of, chosen_of};
 use ponder_engine::step::{Reserved, Settled, StepPlan, Verified};
 
-use crate::device::{DeviceThread, Loader};
+use crate::device::{DeviceThread, Loader, Running};
 use crate::life::{LifePhase, LifeView, Lives, Totals};
 use crate::message::*;
 use crate::port::Sent;
@@ -206,14 +206,21 @@ impl KvAllocator {
 pub struct TargetModel {
     device: Option<DeviceThread>,
     loader: Loader,
+    running: Running,
     step_timeout: Duration,
     tracer: Arc<Tracer>,
 }
 
 impl TargetModel {
     /// A shell around a running device thread.
-    pub fn new(device: DeviceThread, loader: Loader, step_timeout: Duration, tracer: Arc<Tracer>) -> Self {
-        Self { device: Some(device), loader, step_timeout, tracer }
+    pub fn new(
+        device: DeviceThread,
+        loader: Loader,
+        running: Running,
+        step_timeout: Duration,
+        tracer: Arc<Tracer>,
+    ) -> Self {
+        Self { device: Some(device), loader, running, step_timeout, tracer }
     }
 }
 
@@ -255,7 +262,7 @@ impl Handler<Sent<Restart>> for TargetModel {
         let (_, _span) = sent.open("target", &self.tracer);
         // The old thread may hang for ever; it holds its own end of the channel and is left behind.
         self.device = None;
-        MessageResult(match DeviceThread::start("target", self.loader.clone()) {
+        MessageResult(match DeviceThread::start("target", self.loader.clone(), self.running.clone()) {
             Ok(device) => {
                 self.device = Some(device);
                 Ok(())

@@ -15,7 +15,7 @@ use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
 use tokio::sync::{Notify, mpsc};
 
-use crate::device::{DeviceThread, Loader};
+use crate::device::{AllGone, DeviceThread, Loader, Running};
 use crate::draft::{DraftModel, DraftSetup};
 use crate::life::LifeView;
 use crate::message::*;
@@ -173,23 +173,29 @@ impl Handle {
     }
 }
 
-/// The running actors. Dropping it stops them and waits for their thread.
+/// How long the end of a system waits for its devices.
+const LAST_BATCH: Duration = Duration::from_secs(5);
+
+/// The running actors. Dropping it stops them, and waits for their thread and for their devices.
 pub struct System {
     handle: Handle,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
+    all_gone: AllGone,
 }
 
 impl System {
     /// Loads the model on its device thread and starts the actors on another.
     pub fn start(options: SystemOptions) -> Result<Self> {
-        let device = DeviceThread::start("target", options.target.clone())?;
-        let draft = options.draft.as_ref().map(|d| DeviceThread::start("draft", d.loader.clone())).transpose()?;
+        let (running, all_gone) = Running::new();
+        let device = DeviceThread::start("target", options.target.clone(), running.clone())?;
+        let draft = options.draft.as_ref();
+        let draft = draft.map(|d| DeviceThread::start("draft", d.loader.clone(), running.clone())).transpose()?;
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let body = move || {
             actix::System::new().block_on(async move {
-                let handle = start_actors(options, device, draft);
+                let handle = start_actors(options, device, draft, running);
                 let sent = ready.send(handle.clone());
                 if sent.is_ok() {
                     let run = Loop { star: handle.star.clone(), streamer: handle.streamer.clone(), handle };
@@ -205,7 +211,7 @@ impl System {
         let thread = std::thread::Builder::new().name("actors".into()).spawn(body);
         let thread = thread.map_err(|e| Error::invalid("actor thread", e.to_string()))?;
         let handle = is_ready.recv().map_err(|_| Error::invalid("actor thread", "ended at its start"))?;
-        Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { handle, stop: Some(stop), thread: Some(thread), all_gone })
     }
 
     /// The way in.
@@ -221,10 +227,13 @@ impl Drop for System {
             // A panic over there was reported by its own hook.
             let _ = thread.join();
         }
+        if !self.all_gone.wait(LAST_BATCH) {
+            tracing::warn!("a device does not end and is left behind");
+        }
     }
 }
 
-fn start_actors(options: SystemOptions, device: DeviceThread, draft: Option<DeviceThread>) -> Handle {
+fn start_actors(options: SystemOptions, device: DeviceThread, draft: Option<DeviceThread>, running: Running) -> Handle {
     let tracer = Arc::new(Tracer::default());
     let (blocks, block_size) = (options.scheduler.blocks, options.scheduler.block_size);
     let shell = SchedulerActor {
@@ -235,8 +244,8 @@ fn start_actors(options: SystemOptions, device: DeviceThread, draft: Option<Devi
         tracer: tracer.clone(),
     };
     let allocator = KvAllocator { pool: BlockPool::with(blocks, block_size, options.cache), tracer: tracer.clone() };
-    let target = TargetModel::new(device, options.target, options.step_timeout, tracer.clone());
-    let draft = DraftModel::new(options.lookup, options.draft.zip(draft), tracer.clone());
+    let target = TargetModel::new(device, options.target, running.clone(), options.step_timeout, tracer.clone());
+    let draft = DraftModel::new(options.lookup, options.draft.zip(draft), running, tracer.clone());
     let star = Star {
         scheduler: Port::new("scheduler", shell.start()),
         kv: Port::new("kv", allocator.start()),

@@ -27,6 +27,25 @@ const NAN: u32 = 202;
 /// A seed under which only the last two tokens count.
 const PERIODIC: u32 = 77;
 
+/// A model that takes its time to go.
+struct Slow(Hash, Arc<AtomicUsize>);
+
+impl BatchRunner for Slow {
+    fn run(&mut self, batch: &Batch) -> ponder_engine::Result<BatchOutput> {
+        self.0.run(batch)
+    }
+    fn device_time(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        std::thread::sleep(Duration::from_millis(300));
+        self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 /// The model: the next token is a hash of all tokens before it, read from the cache.
 struct Hash {
     slots: Vec<Option<(u32, u32)>>, // (position, token)
@@ -90,6 +109,10 @@ fn drafting(blocks: usize, lookup: Lookup, drafts: DraftPolicy, runs: Arc<Atomic
         let model = Hash { slots: vec![None; 64 * 64], hangs: hangs.clone(), runs: runs.clone() };
         Ok(Box::new(model) as Box<dyn BatchRunner>)
     });
+    with_model(target, blocks, lookup, drafts)
+}
+
+fn with_model(target: Loader, blocks: usize, lookup: Lookup, drafts: DraftPolicy) -> System {
     let scheduler = SchedulerOptions {
         max_step_tokens: 32,
         prefill_chunk: 7,
@@ -142,6 +165,21 @@ fn alone(prompt: &[u32], max_tokens: usize) -> String {
 
 fn prompt(i: u32) -> Vec<u32> {
     (0..3 + i * 5 % 17).map(|t| 65 + (t * 7 + i) % 26).collect()
+}
+
+/// Else a process that ends right after would have its drivers torn down under the device's thread.
+#[test]
+fn the_end_of_a_system_waits_for_its_devices() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let count = gone.clone();
+    let target: Loader = Arc::new(move || {
+        let model = Hash { slots: vec![None; 64 * 64], hangs: Arc::default(), runs: Arc::default() };
+        Ok(Box::new(Slow(model, count.clone())) as Box<dyn BatchRunner>)
+    });
+    let system = with_model(target, 64, Lookup::None, DraftPolicy::Off);
+    assert_eq!(collect(submit(&system, submission(&prompt(1), 8))).1.len(), 8);
+    drop(system);
+    assert_eq!(gone.load(Ordering::SeqCst), 1);
 }
 
 #[test]

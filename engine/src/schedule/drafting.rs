@@ -88,7 +88,8 @@ impl Drafting {
                         let known = &self.known[&plan.seq];
                         let (rates, thinking, source) = (&known.rates, known.thinking, known.source);
                         let behind = (plan.start + plan.tokens.len()).saturating_sub(known.read);
-                        Candidate { rates, thinking, source, behind, most: useful(*i) }
+                        let expected = seqs[&plan.seq].expected;
+                        Candidate { rates, thinking, source, behind, expected, most: useful(*i) }
                     })
                     .collect();
                 self.length.choose(&candidates, self.rows - choosing.len(), self.context, limit)

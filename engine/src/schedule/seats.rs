@@ -20,13 +20,14 @@ impl Scheduler {
     /// Ranks an answer by what is expected of it now.
     pub(super) fn rank(&mut self, id: SeqId) {
         let seq = &self.seqs[&id];
+        let expected = self.lengths.remaining(&seq.progress(), self.options.growth_quantile).0;
         let left = match self.options.policy {
-            SchedulingPolicy::Reasoning(_) => self.lengths.remaining(&seq.progress(), self.options.growth_quantile).0,
-            SchedulingPolicy::Fcfs | SchedulingPolicy::Priority => 0.0,
+            SchedulingPolicy::Reasoning(_) => self.step_time.mul_f64(expected),
+            SchedulingPolicy::Fcfs | SchedulingPolicy::Priority => Duration::ZERO,
         };
-        let left = self.step_time.mul_f64(left);
         let rank = self.options.policy.rank(id, seq.arrived, seq.priority(), left);
-        self.seqs.get_mut(&id).expect("it was just found").rank = rank;
+        let seq = self.seqs.get_mut(&id).expect("it was just found");
+        (seq.rank, seq.expected) = (rank, expected);
     }
 
     /// Tokens for each running sequence: as many as a step has seats, by rank. Who decodes is served first, for that

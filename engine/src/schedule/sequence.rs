@@ -61,6 +61,8 @@ pub struct Sequence {
     pub cost: Cost,
     /// Its place among others.
     pub(super) rank: Rank,
+    /// Tokens that it will probably still choose.
+    pub(super) expected: f64,
     pub(super) started: bool,
     /// What the survival curves know of it: bins of thinking and answer that are counted.
     pub(super) passed: [usize; 2],
@@ -116,6 +118,7 @@ impl Sequence {
             tenant: request.tenant(),
             cost: Cost::default(),
             rank: Rank::new(SeqId { request: request.id, choice }, now),
+            expected: 0.0,
             started: false,
             passed: [0; 2],
             drafted: 0,

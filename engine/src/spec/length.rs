@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::cost::CostTables;
-use super::outcome::{Outcomes, SPREAD};
+use super::outcome::Outcomes;
 use super::{Rates, Source};
 
 /// Limits of the controller.
@@ -38,14 +38,18 @@ pub struct Candidate<'a> {
     pub source: Source,
     /// Tokens that the draft model would have to read first.
     pub behind: usize,
+    /// Tokens that it will probably still choose.
+    pub expected: f64,
     /// Most guesses that can count.
     pub most: usize,
 }
 
 impl Candidate<'_> {
-    /// How long the draft model would read before it guessed, at `read_us` a token.
-    fn reading(&self, read_us: f64) -> f64 {
-        if self.source == Source::Model { self.behind.saturating_sub(FEW) as f64 * read_us } else { 0.0 }
+    /// How long the draft model would read before it guessed, at `read_us` a token, for each of the steps in which it
+    /// will guess then; `tokens` is what those choose.
+    fn reading(&self, read_us: f64, tokens: f64) -> f64 {
+        let steps = (self.expected / tokens).clamp(1.0, MOST_STEPS);
+        if self.source == Source::Model { self.behind.saturating_sub(FEW) as f64 * read_us / steps } else { 0.0 }
     }
 }
 
@@ -58,6 +62,8 @@ const PROBE_LAST: u64 = 2048;
 
 /// Tokens a sequence that a draft model reads besides as a matter of course: those that the target put right.
 const FEW: usize = 4;
+/// Steps to which a draft's catching up is put down at most: it may rest again before an answer ends.
+const MOST_STEPS: f64 = 64.0;
 /// What guesses must promise, as a multiple of what steps bring without them: to be begun with, for a trial that fails
 /// costs something, and to be gone on with.
 const MARGIN_FIRST: f64 = 1.15;
@@ -221,13 +227,14 @@ impl DraftLength {
         let times = self.step.table(context);
         let plain = times.at(candidates.len());
         let base = times.at(other_rows + candidates.len()).max(plain).max(1e-9);
-        // What it takes a draft to catch up is spread over the steps that it will guess in.
-        let reading: Vec<f64> = candidates.iter().map(|c| c.reading(self.read_us) / SPREAD).collect();
+        let mut reading = Vec::with_capacity(candidates.len());
         let mut pairs: Vec<(f64, usize)> = Vec::new();
         for (seq, c) in candidates.iter().enumerate() {
             let survival = c.rates.survival(&self.rates, c.thinking, c.source, c.most.min(self.options.max));
             // One that would take longer to catch up than its guesses can save is no burden on the others.
-            let saves = survival.iter().sum::<f64>() * base / candidates.len() as f64;
+            let more: f64 = survival.iter().sum();
+            let saves = more * base / candidates.len() as f64;
+            reading.push(c.reading(self.read_us, 1.0 + more));
             pairs.extend(survival.into_iter().filter(|_| saves > reading[seq]).map(|s| (s, seq)));
         }
         // Survival falls with the position, so this order takes each sequence's guesses front to back.
@@ -285,7 +292,7 @@ mod tests {
         rates
     }
     fn candidate(rates: &Rates, source: Source) -> Candidate<'_> {
-        Candidate { rates, thinking: true, source, behind: 0, most: 8 }
+        Candidate { rates, thinking: true, source, behind: 0, expected: 100.0, most: 8 }
     }
 
     #[test]
@@ -353,6 +360,8 @@ mod tests {
         assert_eq!(c.observe_draft(1, 4, 500, 1080.0), 1000.0, "four passes take 80");
         assert!(c.choose(&[behind(500)], 0, 500, 999)[0] > 0);
         assert_eq!(c.choose(&[behind(50_000)], 0, 500, 999), [0]);
+        let ends = Candidate { expected: 5.0, ..behind(2000) };
+        assert!(c.choose(&[ends], 0, 500, 999) == [0] && c.choose(&[behind(2000)], 0, 500, 999)[0] > 0, "it ends soon");
         let lengths = c.choose(&[behind(50_000), behind(0)], 0, 500, 999);
         assert!(lengths[0] == 0 && lengths[1] > 0, "each by itself: {lengths:?}");
     }

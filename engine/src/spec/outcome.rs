@@ -16,7 +16,7 @@ const LOST: f64 = 4.0;
 /// Wins beyond the losses that are remembered: after a turn for the worse they are lost again before it is seen.
 const WON: f64 = 8.0;
 /// What it takes a draft to catch up with what was said while it rested is put to the account of so many steps.
-pub(super) const SPREAD: f64 = 16.0;
+const SPREAD: f64 = 16.0;
 /// Steps without guesses that are needed to judge by.
 const PLAIN: usize = 2;
 /// Weight of a new time of a step without guesses.
