@@ -59,16 +59,16 @@ impl Case {
     /// nobody has to be preempted. A way that is about that runs again until somebody was.
     fn answers(&self, way: Way, count: usize) -> Vec<Vec<u32>> {
         for _ in 0..20 {
-            let (answers, preemptions) = self.run(way, count);
-            if preemptions > 0 || way.pool != 1 {
+            let (answers, preempted) = self.run(way, count);
+            if preempted || way.pool != 1 {
                 return answers;
             }
         }
         panic!("{way:?}: nobody was preempted in 20 runs");
     }
 
-    /// One run: the answers, and how often one of all the requests was preempted.
-    fn run(&self, way: Way, count: usize) -> (Vec<Vec<u32>>, u64) {
+    /// One run: the answers, and whether one of all the requests was preempted in this way.
+    fn run(&self, way: Way, count: usize) -> (Vec<Vec<u32>>, bool) {
         let len = self.options.max_model_len.expect("set by every case");
         let options = EngineOptions {
             prefill_chunk: way.chunk,
@@ -103,7 +103,9 @@ impl Case {
         let cached = |c: &Completion| c.cached_tokens > c.prompt_tokens / 2;
         assert!(way.before == 0 || ended.iter().all(cached), "{way:?}: nothing was found in the cache");
         let preemptions = futures::executor::block_on(engine.handle().view()).unwrap().totals.preemptions;
-        (ended.into_iter().take(count).map(|c| c.token_ids).collect(), preemptions)
+        let recomputed: usize = ended.iter().map(|c| c.recomputed_tokens).sum();
+        let preempted = preemptions > 0 && (way.preemption != Preemption::Recompute || recomputed > 0);
+        (ended.into_iter().take(count).map(|c| c.token_ids).collect(), preempted)
     }
 
     fn check(&self, name: &str, ways: &[Way]) {

@@ -79,7 +79,10 @@ impl Drafting {
         // One that starts may choose as well, if most of its prompt is cached.
         let limit = budget.min(logit_rows.saturating_sub(choosing.len() + plan.openings.len()));
         let lengths = match self.policy {
-            DraftPolicy::Fixed(k) => vec![k.min(limit / choosing.len().max(1)); choosing.len()],
+            DraftPolicy::Fixed(k) => {
+                let (each, more) = (limit / choosing.len().max(1), limit % choosing.len().max(1));
+                (0..choosing.len()).map(|i| k.min(each + usize::from(i < more))).collect()
+            }
             _ => {
                 let candidates: Vec<Candidate<'_>> = choosing
                     .iter()

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Detected, Isa, Kernel, power};
+use super::{Detected, Isa, Kernel, planes_in_turn, power};
 use crate::format::f8::F8;
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
@@ -177,9 +177,7 @@ unsafe impl Isa for Avx512 {
             if T == 4 {
                 return dots_of_four::<STRIDE>(&mut *(&raw mut *acc).cast(), w, x);
             }
-            for (p, acc) in acc.iter_mut().enumerate() {
-                self.dots(acc, w, most, x.add(8 * p), STRIDE);
-            }
+            planes_in_turn::<Self, T, STRIDE>(self, acc, w, most, x)
         }
     }
 }

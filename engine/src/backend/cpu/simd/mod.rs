@@ -148,6 +148,24 @@ fn power(n: u32) -> f32 {
     f32::from_bits((127 + n) << 23)
 }
 
+/// [`Isa::plane_dots`], one plane after the other.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn planes_in_turn<S: Isa, const T: usize, const STRIDE: usize>(
+    s: S,
+    acc: &mut [[S::I; T]; 3],
+    w: &[S::I; 8],
+    most: u32,
+    x: *const i32,
+) {
+    for (p, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { s.dots(acc, w, most, x.add(8 * p), STRIDE) }
+    }
+}
+
 /// Sixteen lanes of f32 and of i32, and what kernels do with them.
 ///
 /// # Safety
@@ -268,10 +286,8 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
         most: u32,
         x: *const i32,
     ) {
-        for (p, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { self.dots(acc, w, most, x.add(8 * p), STRIDE) }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { planes_in_turn::<Self, T, STRIDE>(self, acc, w, most, x) }
     }
     /// Wrapping sum over the lanes.
     fn sum_i(self, x: Self::I) -> i32;
