@@ -3,11 +3,11 @@
 //! An entry is written when an answer begins to do something else; a step adds to the counts of the entry that is
 //! open. The last answers that ended are kept, so that a person who saw one end can still look at it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use ponder_engine::reason::{CloseReason, Decision, Label};
-use ponder_engine::request::{Finish, SeqId};
+use ponder_engine::request::{Finish, SeqId, SeqMap};
 use ponder_engine::schedule::{Event, Finished, Lane, SeqView};
 use ponder_engine::step::SettledSeq;
 use serde::Serialize;
@@ -145,7 +145,7 @@ pub struct Totals {
 pub struct Lives {
     /// Counts of all.
     pub totals: Totals,
-    open: HashMap<SeqId, (LifePhase, LifeView)>,
+    open: SeqMap<(LifePhase, LifeView)>,
     past: VecDeque<(SeqId, LifeView)>,
 }
 

@@ -93,7 +93,8 @@ impl SchedulerActor {
     }
     fn apply_step(&mut self, message: ApplyStep) -> Vec<Event> {
         let events = self.scheduler.apply(&message.settled);
-        self.tracer.step_done(message.settled.device_time, self.scheduler.speculation());
+        let guessed = message.settled.seqs.iter().any(|s| s.drafted > 0);
+        self.tracer.step_done(message.settled.device_time, self.scheduler.speculation(), guessed);
         self.keep_after(KEEP_EVERY);
         message.settled.seqs.iter().for_each(|result| self.lives.step(result));
         self.lives.totals.preemptions += message.settled.preempted.len() as u64;
@@ -231,8 +232,8 @@ impl Actor for TargetModel {
 impl Handler<Sent<Verify>> for TargetModel {
     type Result = ResponseFuture<Result<Verified, StepFault>>;
     fn handle(&mut self, sent: Sent<Verify>, _: &mut Context<Self>) -> Self::Result {
-        let (Verify { drafted }, span) = sent.open("target", &self.tracer);
-        let batch = batch_of(&drafted);
+        let (Verify { mut drafted }, span) = sent.open("target", &self.tracer);
+        let batch = batch_of(&mut drafted);
         let step = drafted.reserved.plan.id.0;
         if batch.rows.is_empty() && batch.copies.is_empty() {
             // A step that only frees blocks needs no device.

@@ -1,11 +1,11 @@
 //! From tokens to what a client reads: detokenises, stops at stop strings, and notices who went away.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use actix::prelude::*;
 use ponder_engine::reason::Label;
-use ponder_engine::request::{Finish, RequestId, SeqId};
+use ponder_engine::request::{Finish, RequestId, SeqId, SeqMap};
 use ponder_engine::schedule::{Event, Finished, StopText};
 use ponder_engine::text::{Detokenizer, StopStrings, Tokenizer};
 use tokio::sync::mpsc::UnboundedSender;
@@ -43,14 +43,14 @@ struct Answer {
 /// Turns events into updates. Lives on a thread of its own, beside the step.
 pub struct Streamer {
     tokenizer: Arc<Tokenizer>,
-    answers: HashMap<SeqId, (Answer, Sink)>,
+    answers: SeqMap<(Answer, Sink)>,
     tracer: Arc<Tracer>,
 }
 
 impl Streamer {
     /// Nobody listens yet.
     pub fn new(tokenizer: Arc<Tokenizer>, tracer: Arc<Tracer>) -> Self {
-        Self { tokenizer, answers: HashMap::new(), tracer }
+        Self { tokenizer, answers: SeqMap::default(), tracer }
     }
 
     fn deliver_one(&mut self, event: Event) {

@@ -164,8 +164,15 @@ impl Tracer {
     pub(crate) fn draft_failed(&self) {
         self.draft_faults.fetch_add(1, Ordering::Relaxed);
     }
-    pub(crate) fn step_done(&self, device_time: Duration, speculation: &SpecReport) {
-        self.speculation.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone_from(speculation);
+    /// A step is over; what guessing did so far changed in the totals only if nobody `guessed` in it.
+    pub(crate) fn step_done(&self, device_time: Duration, speculation: &SpecReport, guessed: bool) {
+        let mut known = self.speculation.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if guessed {
+            known.clone_from(speculation);
+        } else {
+            known.keep_up(speculation);
+        }
+        drop(known);
         self.steps.fetch_add(1, Ordering::Relaxed);
         self.device_ns.fetch_add(device_time.as_nanos() as u64, Ordering::Relaxed);
     }

@@ -20,6 +20,10 @@ pub struct SeqId {
     pub choice: u8,
 }
 
+/// Something for each of some sequences. A step looks most of them up many times, and their ids are ours: they need no
+/// hash that withstands an attack.
+pub type SeqMap<T> = rustc_hash::FxHashMap<SeqId, T>;
+
 /// How tokens are chosen and when generation stops.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {

@@ -18,7 +18,7 @@ pub use part::{Copies, Part, Parts};
 pub use preempt::{Preemption, Rates};
 pub use tree::Tenant;
 
-use crate::request::SeqId;
+use crate::request::{SeqId, SeqMap};
 use crate::step::{Reserved, Settled, SettledSeq, StepPlan, Verified};
 use preempt::Host;
 use seq::Held;
@@ -49,9 +49,9 @@ pub struct BlockPool {
     total: usize,
     free: Vec<u32>,
     tree: Tree,
-    seqs: HashMap<SeqId, Held>,
+    seqs: SeqMap<Held>,
     /// Nodes that preempted sequences will come back for.
-    parked: HashMap<SeqId, Vec<NodeId>>,
+    parked: SeqMap<Vec<NodeId>>,
     host: Host,
     rates: Rates,
     /// Nodes that this reservation copies from: they stay until it is made.
@@ -72,8 +72,8 @@ impl BlockPool {
             total: blocks,
             free: (0..blocks as u32).rev().collect(),
             tree: Tree::default(),
-            seqs: HashMap::new(),
-            parked: HashMap::new(),
+            seqs: SeqMap::default(),
+            parked: SeqMap::default(),
             host: Host::new(options.host_blocks),
             rates: Rates::default(),
             pinned: Vec::new(),

@@ -5,14 +5,13 @@
 //! host memory and back (at the measured rate of copies). The first of a step is never preempted, so that every
 //! step gets somewhere; who was preempted before costs more, so that nobody is picked for ever.
 
-use std::collections::HashMap;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::tree::NodeId;
 use super::{BlockPool, Copies};
 use crate::error::Error;
-use crate::request::SeqId;
+use crate::request::{SeqId, SeqMap};
 use crate::step::StepPlan;
 
 /// How sequences are preempted.
@@ -84,12 +83,12 @@ pub(super) struct Host {
     /// Given back in this step: its copies may still read them.
     cooling: Vec<u32>,
     /// How often each sequence in flight was preempted.
-    preempted: HashMap<SeqId, u32>,
+    preempted: SeqMap<u32>,
 }
 
 impl Host {
     pub fn new(total: usize) -> Self {
-        Self { total, free: (0..total as u32).rev().collect(), cooling: Vec::new(), preempted: HashMap::new() }
+        Self { total, free: (0..total as u32).rev().collect(), cooling: Vec::new(), preempted: SeqMap::default() }
     }
     /// What the last step's copies read may be written now.
     pub fn begin_step(&mut self) {

@@ -3,7 +3,7 @@
 use super::classify::Depth;
 use super::survival::{Part, Progress, Remaining, Survival, Table};
 
-/// Observations between two makings of the tables.
+/// Observations of a curve between two makings of its table.
 const REFRESH: usize = 8;
 
 /// What is known of the lengths of one model's requests, and what is learnt from each that finishes.
@@ -11,8 +11,8 @@ const REFRESH: usize = 8;
 pub struct Lengths {
     survival: Survival,
     tables: Vec<[Table; 2]>,
-    /// Observations that the tables do not know.
-    unseen: usize,
+    /// Observations that each table does not know.
+    unseen: Vec<[usize; 2]>,
     observed: u64,
 }
 
@@ -25,7 +25,8 @@ impl Default for Lengths {
 impl Lengths {
     /// What was learnt before.
     pub fn new(survival: Survival) -> Self {
-        Self { tables: survival.tables(), survival, unseen: 0, observed: 0 }
+        let tables = survival.tables();
+        Self { unseen: vec![[0; 2]; tables.len()], tables, survival, observed: 0 }
     }
     /// The curves.
     pub fn survival(&self) -> &Survival {
@@ -43,20 +44,25 @@ impl Lengths {
             *passed = before;
             news |= curve.reach(len, passed);
         }
-        self.refresh(usize::from(news));
+        if news {
+            self.refresh(depth, part);
+        }
     }
 
     /// A part is over; `ended`: by itself, else it was cut. `passed`: from [`Lengths::reach`].
     pub fn end(&mut self, depth: Option<Depth>, part: Part, len: usize, ended: bool, passed: usize) {
         self.survival.learning(depth, part).for_each(|curve| curve.end(len, ended, passed));
         self.observed += 1;
-        self.refresh(1);
+        self.refresh(depth, part);
     }
 
-    fn refresh(&mut self, news: usize) {
-        self.unseen += news;
-        if self.unseen >= REFRESH {
-            (self.tables, self.unseen) = (self.survival.tables(), 0);
+    fn refresh(&mut self, depth: Option<Depth>, part: Part) {
+        for i in Survival::learners(depth) {
+            let unseen = &mut self.unseen[i][part as usize];
+            *unseen += 1;
+            if *unseen >= REFRESH {
+                (self.tables[i][part as usize], *unseen) = (self.survival.table(i, part), 0);
+            }
         }
     }
 
@@ -64,27 +70,34 @@ impl Lengths {
         &self.tables[depth.map_or(self.tables.len() - 1, |d| d as usize)][part as usize]
     }
 
-    /// Tokens still to come on average, and those that a share `q` of such requests does not exceed.
-    pub fn remaining(&self, p: &Progress, q: f64) -> (f64, f64) {
-        let (table, room) = (self.table(p.depth, p.part), p.room as f64);
-        let (cap, after) = match p.part {
-            Part::Thinking => (p.thinking_cap, self.table(p.depth, Part::Answer)),
-            Part::Answer => (usize::MAX, self.table(p.depth, p.part)),
-        };
-        let reach = cap.min(p.so_far.saturating_add(p.room));
-        let (mut mean, mut most) = (table.mean_remaining(p.so_far, reach), table.quantile(p.so_far, q));
-        most = (most - p.so_far as f64).min(cap.saturating_sub(p.so_far) as f64);
-        if p.part == Part::Thinking {
-            mean += after.mean_remaining(0, p.room);
-            most += after.mean_remaining(0, p.room);
+    /// Tokens still to come on average.
+    pub fn mean_remaining(&self, p: &Progress) -> f64 {
+        let reach = Self::cap(p).min(p.so_far.saturating_add(p.room));
+        let mean = self.table(p.depth, p.part).mean_remaining(p.so_far, reach);
+        (mean + self.answer_after(p)).min(p.room as f64)
+    }
+    /// Tokens still to come that a share `q` of such requests does not exceed.
+    pub fn most_remaining(&self, p: &Progress, q: f64) -> f64 {
+        let most = self.table(p.depth, p.part).quantile(p.so_far, q) - p.so_far as f64;
+        let left = Self::cap(p).saturating_sub(p.so_far) as f64;
+        (most.min(left) + self.answer_after(p)).min(p.room as f64)
+    }
+    /// Most tokens of the part.
+    fn cap(p: &Progress) -> usize {
+        if p.part == Part::Thinking { p.thinking_cap } else { usize::MAX }
+    }
+    /// Tokens of the answer that follows the thinking, on average.
+    fn answer_after(&self, p: &Progress) -> f64 {
+        match p.part {
+            Part::Thinking => self.table(p.depth, Part::Answer).mean_remaining(0, p.room),
+            Part::Answer => 0.0,
         }
-        (mean.min(room), most.min(room))
     }
 
     /// The same for the usual quantiles.
     pub fn quantiles(&self, p: &Progress) -> Remaining {
-        let ((mean, p50), (_, p90)) = (self.remaining(p, 0.5), self.remaining(p, 0.9));
-        Remaining { mean, p50, p90 }
+        let (p50, p90) = (self.most_remaining(p, 0.5), self.most_remaining(p, 0.9));
+        Remaining { mean: self.mean_remaining(p), p50, p90 }
     }
 }
 

@@ -6,6 +6,7 @@
 //! fade. A log-normal prior of a few pseudo-observations makes the curves sensible before any data.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -34,13 +35,19 @@ pub enum Part {
 /// Medians of the prior in tokens by depth (`None` last), for thinking and answer; the spread is a factor of e.
 const MEDIANS: [[f64; 2]; 5] = [[24.0, 24.0], [120.0, 48.0], [600.0, 120.0], [3000.0, 240.0], [400.0, 96.0]];
 
+/// The longest lengths of the bins. Every step asks for some of them for every sequence.
+static EDGES: LazyLock<[f64; BINS]> =
+    LazyLock::new(|| std::array::from_fn(|bin| 2f64.powf((bin + 1) as f64 / PER_OCTAVE as f64)));
+
 /// The longest length of a bin.
 fn edge(bin: usize) -> f64 {
-    2f64.powf((bin + 1) as f64 / PER_OCTAVE as f64)
+    EDGES[bin]
 }
+/// The first bin whose lengths reach `len`.
 fn bin_of(len: f64) -> usize {
-    let bin = (len.max(1.0).log2() * PER_OCTAVE as f64).ceil() as usize;
-    bin.saturating_sub(1).min(BINS - 1)
+    let octave = (len.max(1.0) as u64).ilog2() as usize;
+    let first = (octave * PER_OCTAVE).saturating_sub(1).min(BINS - 1);
+    first + EDGES[first..BINS - 1].iter().take_while(|edge| **edge < len).count()
 }
 
 /// Logistic approximation of the log-normal's survival: within 0.02 of it, and smooth.
@@ -251,6 +258,14 @@ impl Survival {
     /// All curves as tables, in their order.
     pub(super) fn tables(&self) -> Vec<[Table; 2]> {
         self.curves.iter().map(|pair| [Table::new(&pair[0]), Table::new(&pair[1])]).collect()
+    }
+    /// One of them.
+    pub(super) fn table(&self, index: usize, part: Part) -> Table {
+        Table::new(&self.curves[index][part as usize])
+    }
+    /// The indices of the curves that learn from a request of this depth: its own, and that of all.
+    pub(super) fn learners(depth: Option<Depth>) -> impl Iterator<Item = usize> {
+        depth.map(|d| d as usize).into_iter().chain([UNKNOWN])
     }
 
     /// What a request in flight still writes: the rest of its part, and the answer after thinking.

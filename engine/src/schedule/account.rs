@@ -33,7 +33,8 @@ impl Scheduler {
         if !settled.seqs.is_empty() {
             self.step_time = self.step_time.mul_f64(0.95) + settled.device_time.mul_f64(0.05);
         }
-        let rows = |s: &SettledSeq| self.planned.get(&s.seq).copied().unwrap_or(0) + s.drafted;
+        let accepted = |s: &SettledSeq| s.chosen.as_ref().map_or(0, |c| c.len().saturating_sub(1));
+        let rows = |s: &SettledSeq| s.cached - s.start - accepted(s) + s.drafted;
         let all: usize = settled.seqs.iter().map(rows).sum();
         for result in &settled.seqs {
             let share = rows(result) as f64 / all.max(1) as f64;

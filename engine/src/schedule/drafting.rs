@@ -1,9 +1,7 @@
 //! The scheduler's part in guessing: how many guesses each sequence gets, and what became of them.
 
-use std::collections::HashMap;
-
 use super::{DraftPolicy, Sequence};
-use crate::request::SeqId;
+use crate::request::{SeqId, SeqMap};
 use crate::spec::{Candidate, DraftLength, LengthOptions, Rates, Source, SpecReport};
 use crate::step::{Settled, StepPlan};
 
@@ -25,7 +23,7 @@ pub(super) struct Drafting {
     policy: DraftPolicy,
     usual: Source,
     length: DraftLength,
-    known: HashMap<SeqId, Known>,
+    known: SeqMap<Box<Known>>,
     /// Of the step in flight: rows without guesses, sequences that choose, tokens cached.
     rows: usize,
     choosing: usize,
@@ -40,7 +38,7 @@ impl Drafting {
             DraftPolicy::Off | DraftPolicy::Fixed(_) => LengthOptions::default(),
         };
         let length = DraftLength::new(length);
-        let (known, total) = (HashMap::new(), SpecReport::default());
+        let (known, total) = (SeqMap::default(), SpecReport::default());
         Self { policy, usual, length, known, rows: 0, choosing: 0, context: 0, total }
     }
 
@@ -54,7 +52,7 @@ impl Drafting {
     pub fn plan(
         &mut self,
         plan: &mut StepPlan,
-        seqs: &HashMap<SeqId, Sequence>,
+        seqs: &SeqMap<Sequence>,
         budget: usize,
         logit_rows: usize,
     ) -> usize {
@@ -66,7 +64,7 @@ impl Drafting {
         for i in &choosing {
             let seq = plan.seqs[*i].seq;
             let usual = self.usual;
-            let known = self.known.entry(seq).or_insert_with(|| Known { source: usual, ..Known::default() });
+            let known = self.known.entry(seq).or_insert_with(|| Box::new(Known { source: usual, ..Known::default() }));
             known.thinking = seqs[&seq].is_thinking();
             // What the target has found in its cache the draft probably finds too.
             known.read = known.read.max(seqs[&seq].hit.unwrap_or(0));

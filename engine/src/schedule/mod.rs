@@ -16,7 +16,7 @@ mod supervision;
 mod view;
 mod warm;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use account::Cost;
@@ -28,7 +28,7 @@ pub use view::{Lane, SchedulerView, SeqView};
 
 use crate::error::{Error, Result};
 use crate::reason::{CloseReason, Decision, Lengths, Span, ThinkingReport};
-use crate::request::{Finish, Request, RequestId, SeqId};
+use crate::request::{Finish, Request, RequestId, SeqId, SeqMap};
 use crate::spec::{LengthOptions, Source, SpecReport};
 use crate::step::{Settled, SettledSeq, StepId, StepPlan};
 
@@ -129,7 +129,7 @@ pub struct Finished {
 /// The requests in flight.
 pub struct Scheduler {
     options: SchedulerOptions,
-    seqs: HashMap<SeqId, Sequence>,
+    seqs: SeqMap<Sequence>,
     waiting: VecDeque<SeqId>,
     running: Vec<SeqId>,
     released: Vec<SeqId>,
@@ -145,7 +145,6 @@ pub struct Scheduler {
     /// Mean time of a step, decayed: what a token of a running answer takes.
     step_time: Duration,
     planned_at: Duration,
-    planned: HashMap<SeqId, usize>,
 }
 
 impl Scheduler {
@@ -153,7 +152,7 @@ impl Scheduler {
     pub fn new(options: SchedulerOptions) -> Self {
         Self {
             options,
-            seqs: HashMap::new(),
+            seqs: SeqMap::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             released: Vec::new(),
@@ -166,7 +165,6 @@ impl Scheduler {
             lengths: Lengths::default(),
             step_time: Duration::from_millis(20),
             planned_at: Duration::ZERO,
-            planned: HashMap::new(),
         }
     }
 
@@ -286,8 +284,8 @@ impl Scheduler {
         }
         self.hold(now.saturating_sub(self.planned_at));
         self.planned_at = now;
-        for id in self.running.clone() {
-            self.rank(id);
+        for i in 0..self.running.len() {
+            self.rank(self.running[i]);
         }
         match only {
             Some(id) if !self.running.contains(&id) => {
@@ -297,26 +295,23 @@ impl Scheduler {
             Some(_) => {}
             None => self.admit(),
         }
-        self.running.sort_by_key(|id| self.seqs[id].rank);
+        self.running.sort_by_cached_key(|id| self.seqs[id].rank);
         let shares = self.shares(only);
         let mut budget = self.options.max_step_tokens;
         let mut plan = StepPlan { id: StepId(self.next_step), ..StepPlan::default() };
         self.next_step += 1;
         for (id, share) in self.running.iter().zip(shares) {
-            let seq = &self.seqs[id];
+            let seq = self.seqs.get_mut(id).expect("running sequences are known");
             let starts = seq.cached == 0 && share > 0;
             let share = seq.plan(share);
             if share.tokens.is_empty() {
                 plan.idle.push(*id);
                 continue;
             }
+            seq.starts(now);
             budget -= share.tokens.len();
             plan.openings.extend(starts.then(|| seq.opening()));
             plan.seqs.push(share);
-        }
-        self.planned = plan.seqs.iter().map(|s| (s.seq, s.tokens.len())).collect();
-        for seq in self.planned.keys() {
-            self.seqs.get_mut(seq).expect("it runs").starts(now);
         }
         if only.is_none() {
             self.plan_warm_up(&mut plan);

@@ -20,7 +20,7 @@ impl Scheduler {
     /// Ranks an answer by what is expected of it now.
     pub(super) fn rank(&mut self, id: SeqId) {
         let seq = &self.seqs[&id];
-        let expected = self.lengths.remaining(&seq.progress(), self.options.growth_quantile).0;
+        let expected = self.lengths.mean_remaining(&seq.progress());
         let left = match self.options.policy {
             SchedulingPolicy::Reasoning(_) => self.step_time.mul_f64(expected),
             SchedulingPolicy::Fcfs | SchedulingPolicy::Priority => Duration::ZERO,
@@ -99,7 +99,7 @@ impl Scheduler {
 
     fn growth(&self, id: SeqId) -> Growth {
         let (seq, size) = (&self.seqs[&id], self.options.block_size);
-        let (_, most) = self.lengths.remaining(&seq.progress(), self.options.growth_quantile);
+        let most = self.lengths.most_remaining(&seq.progress(), self.options.growth_quantile);
         let holds = (seq.tokens.len() + 1).div_ceil(size);
         Growth { holds, wants: (seq.tokens.len() + 1 + most as usize).div_ceil(size) - holds }
     }

@@ -209,9 +209,9 @@ impl World {
             meddle(self.report.steps as u64, &mut reserved);
         }
         let seqs: Vec<SeqId> = reserved.plan.seqs.iter().map(|s| s.seq).collect();
-        let drafted = self.propose(reserved);
+        let mut drafted = self.propose(reserved);
         self.check_drafted(&drafted)?;
-        let batch = batch_of(&drafted);
+        let batch = batch_of(&mut drafted);
         let device_time = Duration::from_micros(2000 + 50 * batch.rows.len() as u64);
         self.now += device_time;
         let Some(output) = self.device(&batch, &seqs) else { return self.recover(&seqs).map(|()| true) };

@@ -3,7 +3,6 @@
 //! Looking up costs nothing, so it goes first; a draft model is asked where what was found is not at least
 //! as likely to be right as the model has shown itself to be.
 
-use std::collections::HashMap;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use super::follow::Followed;
 use super::model::{Books, DraftJob, ModelLimits};
 use super::{Drafter, Guess, Ngram, Recent, Rolled, Source, Suffix};
 use crate::error::Error;
-use crate::request::SeqId;
+use crate::request::{SeqId, SeqMap};
 use crate::step::{Drafted, Reserved, SeqPlan};
 
 /// Where guesses are looked up.
@@ -97,7 +96,7 @@ impl Trust {
 /// The drafters of all sequences in flight.
 pub struct Drafters {
     options: DrafterOptions,
-    seqs: HashMap<SeqId, Followed>,
+    seqs: SeqMap<Followed>,
     recent: Recent,
     books: Option<Books>,
     trust: Trust,
@@ -110,7 +109,7 @@ impl Drafters {
     pub fn new(options: DrafterOptions) -> Self {
         Self {
             options,
-            seqs: HashMap::new(),
+            seqs: SeqMap::default(),
             recent: Recent::default(),
             books: options.model.map(Books::new),
             trust: Trust::default(),

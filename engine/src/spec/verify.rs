@@ -6,10 +6,11 @@ use crate::op::{Adjust, ERROR_TOKEN, SEEN, SampleRow};
 use crate::step::Drafted;
 
 /// The rows of a step: each sequence's tokens, then its guesses; logits where a token is chosen.
-/// Penalties of the rows behind a guess count that guess as said.
-pub fn batch_of(drafted: &Drafted) -> Batch {
+/// Penalties of the rows behind a guess count that guess as said. The block tables move into the batch: nobody asks the
+/// step for them afterwards.
+pub fn batch_of(drafted: &mut Drafted) -> Batch {
     let mut batch = Batch {
-        block_tables: drafted.reserved.tables.clone(),
+        block_tables: std::mem::take(&mut drafted.reserved.tables),
         copies: drafted.reserved.copies.clone(),
         ..Batch::default()
     };
@@ -47,14 +48,15 @@ pub(super) fn count(adjust: &mut Vec<Adjust>, params: &SampleRow, token: u32) {
 /// For each sequence the accepted guesses and the target's own token after them; nothing inside a
 /// prompt; an error for a sequence whose numbers, or whose grammar, are broken.
 pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>, String>> {
-    let mut rows = output.tokens.iter();
-    let mut chosen = Vec::new();
-    for (seq, drafts) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts) {
+    let (mut rows, seqs) = (output.tokens.as_slice(), &drafted.reserved.plan.seqs);
+    let mut chosen = Vec::with_capacity(seqs.len());
+    for (seq, drafts) in seqs.iter().zip(&drafted.drafts) {
         let Some(sample) = &seq.sample else {
             chosen.push(Ok(Vec::new()));
             continue;
         };
-        let own: Vec<u32> = rows.by_ref().take(drafts.len() + 1).copied().collect();
+        let own;
+        (own, rows) = rows.split_at(drafts.len() + 1);
         let accepted = own.iter().zip(drafts).take_while(|(own, draft)| own == draft).count();
         chosen.push(if own[..=accepted].contains(&ERROR_TOKEN) {
             Err(match sample.guide.as_ref().and_then(Guide::fault) {
@@ -97,7 +99,7 @@ mod tests {
 
     #[test]
     fn guesses_are_rows_whose_penalties_count_the_guesses_before() {
-        let batch = batch_of(&drafted(vec![vec![7, 9], vec![], vec![]]));
+        let batch = batch_of(&mut drafted(vec![vec![7, 9], vec![], vec![]]));
         assert_eq!(batch.rows.len(), 4 + 2 + 2);
         assert_eq!(batch.rows[3], Row { token: 9, position: 13, seq: 0 });
         let rows: Vec<(u32, u32)> = batch.logit_rows.iter().map(|r| (r.row, r.params.position)).collect();
