@@ -4,9 +4,9 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use ponder_engine::backend::Backend;
 use ponder_engine::model::batch::{Batch, BatchOutput};
 use ponder_engine::model::runner::ModelRunner;
@@ -35,6 +35,9 @@ pub type Loader = Arc<dyn Fn() -> Result<Box<dyn BatchRunner>> + Send + Sync>;
 
 /// A batch's result with its device time.
 pub type Ran = Result<(BatchOutput, Duration), DeviceFault>;
+
+/// How long a thread that has done its work gives way before it sleeps: longer than the actors take between two steps.
+const ATTENTIVE: Duration = Duration::from_millis(1);
 
 /// Something to do with the model; answers whether the thread must end after it.
 type Work = Box<dyn FnOnce(&mut dyn BatchRunner) -> bool + Send>;
@@ -92,6 +95,8 @@ impl DeviceThread {
     pub fn run(&self, batch: Batch) -> oneshot::Receiver<Ran> {
         self.call(move |model| {
             let output = model.run(&batch)?;
+            // Before whoever waits for the answer wants this core.
+            drop(batch);
             Ok((output, model.device_time()))
         })
     }
@@ -123,8 +128,22 @@ impl DeviceThread {
     }
 }
 
+/// The next work. Between two steps it comes within a fraction of a millisecond, and waking a thread that sleeps would
+/// take as long again; so it gives way for a while before it sleeps.
+fn next(inbox: &Receiver<Work>) -> Option<Work> {
+    let begun = Instant::now();
+    while begun.elapsed() < ATTENTIVE {
+        match inbox.try_recv() {
+            Ok(work) => return Some(work),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => std::thread::yield_now(),
+        }
+    }
+    inbox.recv().ok()
+}
+
 fn serve(mut model: Box<dyn BatchRunner>, inbox: &Receiver<Work>) {
-    while let Ok(work) = inbox.recv() {
+    while let Some(work) = next(inbox) {
         if work(&mut *model) {
             // After a panic or a lost device nothing in here can be trusted, its destructors included.
             std::mem::forget(model);

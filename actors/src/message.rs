@@ -62,6 +62,8 @@ messages! {
     Verify {
         /// The guesses.
         pub drafted: Drafted,
+        /// Dropped when the device has its work.
+        pub launched: tokio::sync::oneshot::Sender<()>,
     } -> Result<Verified, StepFault>, step |m| m.drafted.reserved.plan.id.0;
 
     /// To the KV allocator: what do we keep?

@@ -232,7 +232,7 @@ impl Actor for TargetModel {
 impl Handler<Sent<Verify>> for TargetModel {
     type Result = ResponseFuture<Result<Verified, StepFault>>;
     fn handle(&mut self, sent: Sent<Verify>, _: &mut Context<Self>) -> Self::Result {
-        let (Verify { mut drafted }, span) = sent.open("target", &self.tracer);
+        let (Verify { mut drafted, launched }, span) = sent.open("target", &self.tracer);
         let batch = batch_of(&mut drafted);
         let step = drafted.reserved.plan.id.0;
         if batch.rows.is_empty() && batch.copies.is_empty() {
@@ -241,8 +241,12 @@ impl Handler<Sent<Verify>> for TargetModel {
             let verified = Verified { drafted, chosen: Vec::new(), device_time, copy_time };
             return Box::pin(std::future::ready(Ok(verified)));
         }
+        self.tracer.asked(drafted.draft_time);
         let result = self.device.as_ref().map(|device| device.run(batch));
-        let timeout = self.step_timeout;
+        // The device's thread may be on this very core, and has waited for long enough.
+        std::thread::yield_now();
+        drop(launched);
+        let (timeout, tracer) = (self.step_timeout, self.tracer.clone());
         Box::pin(async move {
             let _span = span;
             let fault = |fault| StepFault { step, fault };
@@ -251,6 +255,7 @@ impl Handler<Sent<Verify>> for TargetModel {
             let answered = answered.await.map_err(|_| fault(DeviceFault::Timeout(timeout.as_millis() as u64)))?;
             let answered = answered.map_err(|_| fault(DeviceFault::Lost("the device thread ended".into())))?;
             let (output, device_time) = answered.map_err(fault)?;
+            tracer.answered();
             let chosen = chosen_of(&drafted, &output);
             Ok(Verified { drafted, chosen, device_time, copy_time: output.copy_time })
         })

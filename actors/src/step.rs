@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use ponder_engine::request::SeqId;
 use ponder_engine::schedule::Event;
 use ponder_engine::step::Settled;
@@ -46,15 +48,21 @@ impl From<PortClosed> for StepError {
     }
 }
 
-/// Runs one step; `None` when there is nothing to do.
-pub async fn step(star: &Star, now: Duration, only: Option<SeqId>) -> Result<Option<Stepped>, StepError> {
+/// Runs one step; `None` when there is nothing to do. `launched` is dropped when the target has its work, or when there
+/// is none: whatever can wait until then should, for until then the device waits.
+pub async fn step(
+    star: &Star,
+    now: Duration,
+    only: Option<SeqId>,
+    launched: oneshot::Sender<()>,
+) -> Result<Option<Stepped>, StepError> {
     let start = Instant::now();
     let Some(plan) = star.scheduler.call(PlanStep { now, only }).await? else { return Ok(None) };
     let reserved = star.kv.call(Reserve { plan }).await?;
     let seqs: Vec<SeqId> = reserved.plan.seqs.iter().map(|s| s.seq).collect();
     let rows: usize = reserved.plan.seqs.iter().map(|s| s.tokens.len()).sum();
     let drafted = star.draft.call(Propose { reserved }).await?;
-    let verified = star.target.call(Verify { drafted }).await?;
+    let verified = star.target.call(Verify { drafted, launched }).await?;
     let verified = verified.map_err(|fault| StepError::Fault(fault, seqs.clone()))?;
     let settled = star.kv.call(Settle { verified }).await?;
     let settled = Settled { took: start.elapsed(), ..settled };

@@ -13,7 +13,7 @@ use ponder_engine::schedule::{DraftPolicy, Event, Scheduler, SchedulerOptions, S
 use ponder_engine::spec::Lookup;
 use ponder_engine::text::Tokenizer;
 use ponder_engine::{Error, Result};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::device::{AllGone, DeviceThread, Loader, Running};
 use crate::draft::{DraftModel, DraftSetup};
@@ -179,7 +179,7 @@ const LAST_BATCH: Duration = Duration::from_secs(5);
 /// The running actors. Dropping it stops them, and waits for their thread and for their devices.
 pub struct System {
     handle: Handle,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
     all_gone: AllGone,
 }
@@ -192,9 +192,9 @@ impl System {
         let draft = options.draft.as_ref();
         let draft = draft.map(|d| DeviceThread::start("draft", d.loader.clone(), running.clone())).transpose()?;
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
         let body = move || {
-            actix::System::new().block_on(async move {
+            actix::System::with_tokio_rt(runtime).block_on(async move {
                 let handle = start_actors(options, device, draft, running);
                 let sent = ready.send(handle.clone());
                 if sent.is_ok() {
@@ -233,6 +233,12 @@ impl Drop for System {
     }
 }
 
+/// What the actors of one thread run on: it knows no files and sockets, so it sleeps on a futex, which is quicker to wake
+/// than a poll of descriptors.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a clock and a thread suffice")
+}
+
 fn start_actors(options: SystemOptions, device: DeviceThread, draft: Option<DeviceThread>, running: Running) -> Handle {
     let tracer = Arc::new(Tracer::default());
     let (blocks, block_size) = (options.scheduler.blocks, options.scheduler.block_size);
@@ -254,7 +260,7 @@ fn start_actors(options: SystemOptions, device: DeviceThread, draft: Option<Devi
     };
     let tokenizer = options.tokenizer;
     let streamer = Streamer::new(tokenizer.clone(), tracer.clone());
-    let streamer = Streamer::start_in_arbiter(&Arbiter::new().handle(), |_| streamer);
+    let streamer = Streamer::start_in_arbiter(&Arbiter::with_tokio_rt(runtime).handle(), |_| streamer);
     Handle {
         star,
         streamer: Port::new("streamer", streamer),
@@ -278,14 +284,19 @@ impl Loop {
         Port::new("supervisor", supervisor.start())
     }
 
-    /// Steps until the system closes. What a step made is delivered while the next one runs.
+    /// Steps until the system closes. What a step made is delivered when the device is at work on the next one.
     async fn run(&self, supervisor: Port<Supervisor>) {
         let mut made: Vec<Event> = Vec::new();
         let mut only = None;
         loop {
             let now = self.handle.tracer.now();
-            let deliver = self.deliver(std::mem::take(&mut made));
-            let (delivered, stepped) = futures::join!(deliver, step(&self.star, now, only));
+            let (launched, at_work) = oneshot::channel();
+            let events = std::mem::take(&mut made);
+            let deliver = async {
+                let _ = at_work.await;
+                self.deliver(events).await
+            };
+            let (stepped, delivered) = futures::join!(step(&self.star, now, only, launched), deliver);
             let (cancelled, outcome) = match (delivered, stepped) {
                 (Err(closed), _) => (0, Err(StepError::Closed(closed))),
                 (Ok(cancelled), stepped) => (cancelled, stepped),
@@ -300,6 +311,7 @@ impl Loop {
                 // A cancelled request's blocks are freed by the next step.
                 Ok(None) if cancelled > 0 => Ok(None),
                 Ok(None) => {
+                    self.handle.tracer.idle();
                     self.handle.wake.notified().await;
                     Ok(None)
                 }

@@ -48,6 +48,9 @@ pub struct Tracer {
     records: Mutex<Vec<Record>>,
     steps: AtomicU64,
     device_ns: AtomicU64,
+    actors_ns: AtomicU64,
+    /// When the target's device answered last, in nanoseconds since the start; 0: nothing was to be done since.
+    answered_ns: AtomicU64,
     speculation: Mutex<SpecReport>,
     draft_faults: AtomicU64,
     foreseen: AtomicU64,
@@ -91,6 +94,9 @@ pub struct StepTotals {
     pub steps: u64,
     /// Time that they spent on the device, from launch to end.
     pub device_time: Duration,
+    /// Time between an answer of the target's device and its next work, guessing left out: what the actors take to
+    /// settle, apply, plan and reserve, their messages included.
+    pub actors_time: Duration,
 }
 
 impl Default for Tracer {
@@ -101,6 +107,8 @@ impl Default for Tracer {
             records: Mutex::new(Vec::new()),
             steps: AtomicU64::new(0),
             device_ns: AtomicU64::new(0),
+            actors_ns: AtomicU64::new(0),
+            answered_ns: AtomicU64::new(0),
             speculation: Mutex::default(),
             draft_faults: AtomicU64::new(0),
             foreseen: AtomicU64::new(0),
@@ -129,8 +137,9 @@ impl Tracer {
 
     /// Counts of all steps so far.
     pub fn totals(&self) -> StepTotals {
-        let device_time = Duration::from_nanos(self.device_ns.load(Ordering::Relaxed));
-        StepTotals { steps: self.steps.load(Ordering::Relaxed), device_time }
+        let time = |ns: &AtomicU64| Duration::from_nanos(ns.load(Ordering::Relaxed));
+        let (device_time, actors_time) = (time(&self.device_ns), time(&self.actors_ns));
+        StepTotals { steps: self.steps.load(Ordering::Relaxed), device_time, actors_time }
     }
     /// Messages of every actor so far.
     pub fn actors(&self) -> Vec<ActorView> {
@@ -175,6 +184,23 @@ impl Tracer {
         drop(known);
         self.steps.fetch_add(1, Ordering::Relaxed);
         self.device_ns.fetch_add(device_time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// The target's device has answered.
+    pub(crate) fn answered(&self) {
+        self.answered_ns.store(self.now().as_nanos() as u64, Ordering::Relaxed);
+    }
+    /// It gets its next work, after `guessing` for so long.
+    pub(crate) fn asked(&self, guessing: Duration) {
+        let since = self.answered_ns.swap(0, Ordering::Relaxed);
+        if since > 0 {
+            let ns = (self.now().saturating_sub(guessing).as_nanos() as u64).saturating_sub(since);
+            self.actors_ns.fetch_add(ns, Ordering::Relaxed);
+        }
+    }
+    /// Nothing is to be done.
+    pub(crate) fn idle(&self) {
+        self.answered_ns.store(0, Ordering::Relaxed);
     }
 
     fn push(&self, record: impl FnOnce() -> Record) {

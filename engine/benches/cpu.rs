@@ -141,7 +141,7 @@ impl Bench {
     fn new(format: Format, threads: usize) -> Self {
         let mut backend = CpuBackend::new(threads).expect("a backend");
         let program = record(format);
-        let mut bound = HashMap::new();
+        let mut bound = Bound::default();
         let mut encoded: HashMap<(Format, Vec<usize>), Vec<u8>> = HashMap::new();
         for decl in program.slots.iter().filter(|d| d.role != Role::Scratch) {
             let buffer = match decl.elem {

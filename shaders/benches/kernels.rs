@@ -232,7 +232,7 @@ fn main() {
         Err(e) => return println!("SKIP: {e}"),
     };
     println!("{} {:?}", backend.info().name, backend.info().features);
-    let mut bench = Bench { backend, bound: HashMap::new() };
+    let mut bench = Bench { backend, bound: Bound::default() };
     let kv = KvFormat::F16;
     for (name, rows, start, runs) in
         [("decode", 1, number.unwrap_or(128) - 1, 20), ("prefill", number.unwrap_or(512), 0, 3)]

@@ -204,7 +204,7 @@ impl<D: Device> Bench<'_, D> {
     /// Buffers for a case's slots, and what its inputs hold.
     #[allow(clippy::type_complexity)]
     fn bind(&mut self, case: &Case<'_>) -> Result<(Bound<Buffer<D>>, Vec<(String, Vec<u32>)>)> {
-        let mut bound: Bound<Buffer<D>> = HashMap::new();
+        let mut bound: Bound<Buffer<D>> = Bound::default();
         let mut inputs = Vec::new();
         for decl in case.program.slots.iter().filter(|d| d.role != Role::Scratch) {
             let buffer = match (decl.role, self.weights.get(&decl.name)) {

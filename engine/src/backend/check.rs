@@ -16,7 +16,7 @@ use crate::program::{Elem, LatentShape, Program, Role, SlotDecl};
 
 /// Runs a problem; returns the bytes of its outputs.
 pub fn run<B: Backend>(backend: &mut B, problem: &Problem) -> Result<Vec<Vec<u8>>> {
-    let mut bound: Bound<B::Buffer> = HashMap::new();
+    let mut bound: Bound<B::Buffer> = Bound::default();
     let mut plans = Vec::new();
     for program in &problem.programs {
         let lowered = lower(program, |op| backend.supports(op));
@@ -87,7 +87,7 @@ pub fn blocks_move<B: Backend>(backend: &mut B) -> Result<usize> {
         |name: &str, elem, shape: &[usize]| SlotDecl { name: name.into(), role: Role::Kv, elem, shape: shape.into() };
     let slots = [kv("k", Elem::Kv(KvFormat::F16), &[BLOCKS, 4, 2, 16]), kv("scales", Elem::F32, &[BLOCKS, 3])];
     let live = SlotDecl { name: "live".into(), role: Role::Input, elem: Elem::U32, shape: vec![2] };
-    let mut bound: Bound<B::Buffer> = HashMap::from([(live.name.clone(), backend.alloc(&live)?)]);
+    let mut bound: Bound<B::Buffer> = Bound::from_iter([(live.name.clone(), backend.alloc(&live)?)]);
     let mut mover = BlockMover::default();
     let all: Vec<u32> = (0..BLOCKS as u32).collect();
     let mut want: Vec<Vec<u8>> = Vec::new();

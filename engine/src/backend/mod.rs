@@ -4,7 +4,6 @@ pub mod check;
 pub mod cpu;
 pub mod reference;
 
-use std::collections::HashMap;
 
 use crate::error::Result;
 use crate::op::Op;
@@ -56,7 +55,7 @@ pub fn cast_vec<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
 }
 
 /// Buffers by slot name.
-pub type Bound<B> = HashMap<String, B>;
+pub type Bound<B> = rustc_hash::FxHashMap<String, B>;
 
 /// A device that runs programs. Lives on one thread; its handles never leave it.
 pub trait Backend: 'static {

@@ -36,8 +36,12 @@ impl<B: Backend> BlockMover<B> {
 
     /// Saves, loads, and copies.
     pub fn run(&mut self, backend: &mut B, buffers: &mut Bound<B::Buffer>, copies: &Copies) -> Result<()> {
-        self.save(backend, buffers, &copies.save)?;
-        self.load(backend, buffers, &copies.load)?;
+        if !copies.save.is_empty() {
+            self.save(backend, buffers, &copies.save)?;
+        }
+        if !copies.load.is_empty() {
+            self.load(backend, buffers, &copies.load)?;
+        }
         for pairs in copies.copy.chunks(PAIRS) {
             self.copy(backend, buffers, pairs)?;
         }
@@ -55,7 +59,7 @@ impl<B: Backend> BlockMover<B> {
             }
         }
         let mut at = 0;
-        for slot in self.slots.iter().filter(|_| !list.is_empty()) {
+        for slot in &self.slots {
             let bytes = backend.block_bytes(slot);
             let mut saved = vec![0; blocks.len() * bytes];
             backend.save_blocks(&buffers[&slot.name], slot, &blocks, &mut saved)?;
@@ -70,7 +74,7 @@ impl<B: Backend> BlockMover<B> {
     fn load(&mut self, backend: &mut B, buffers: &Bound<B::Buffer>, list: &[(u32, u32)]) -> Result<()> {
         let blocks: Vec<u32> = list.iter().map(|(_, block)| *block).collect();
         let mut at = 0;
-        for slot in self.slots.iter().filter(|_| !list.is_empty()) {
+        for slot in &self.slots {
             let bytes = backend.block_bytes(slot);
             let saved = list.iter().flat_map(|(place, _)| &self.host[*place as usize][at..at + bytes]);
             let saved: Vec<u8> = saved.copied().collect();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::ModelConfig;
-use super::batch::{Batch, BatchOutput};
+use super::batch::{Batch, BatchOutput, Row};
 use super::mover::BlockMover;
 use super::record::{Capacity, KvShape, names, record};
 use super::rope::RopeRows;
@@ -13,7 +13,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::kv::Copies;
-use crate::op::SampleRow;
+use crate::op::{Adjust, SampleRow};
 use crate::op::lower::lower;
 use crate::program::{Program, Role, SlotDecl};
 
@@ -41,6 +41,16 @@ struct Bucket<B: Backend> {
     plan: Option<B::Plan>,
 }
 
+/// Where inputs are put together, kept from step to step.
+#[derive(Default)]
+struct Inputs {
+    words: Vec<u32>,
+    slots: Vec<i32>,
+    floats: Vec<f32>,
+    params: Vec<SampleRow>,
+    adjust: Vec<Adjust>,
+}
+
 /// A model ready to run batches.
 pub struct ModelRunner<B: Backend> {
     backend: B,
@@ -53,6 +63,7 @@ pub struct ModelRunner<B: Backend> {
     rope: RopeRows,
     rope_local: Option<RopeRows>,
     mover: BlockMover<B>,
+    inputs: Inputs,
     /// Time that the last step spent between launch and its end.
     pub last_device_time: Duration,
 }
@@ -73,9 +84,10 @@ impl<B: Backend> ModelRunner<B> {
             config,
             options,
             formats,
-            buffers: Bound::new(),
+            buffers: Bound::default(),
             adjust_capacity: 1024,
             mover: BlockMover::default(),
+            inputs: Inputs::default(),
             last_device_time: Duration::ZERO,
         };
         runner.load_weights(checkpoint, progress)?;
@@ -180,7 +192,7 @@ impl<B: Backend> ModelRunner<B> {
         let index = self.bucket_for(batch)?;
         self.grow_adjust(batch)?;
         self.ensure_plan(index)?;
-        self.write_inputs(batch)?;
+        self.write_inputs(batch, index)?;
         let plan = self.buckets[index].plan.as_ref().expect("compiled above");
         let start = Instant::now();
         let pending = self.backend.launch(plan)?;
@@ -221,62 +233,80 @@ impl<B: Backend> ModelRunner<B> {
         self.backend.write(&self.buffers[name], bytemuck::cast_slice(values))
     }
 
-    fn write_inputs(&mut self, batch: &Batch) -> Result<()> {
-        let column = |f: fn(&super::batch::Row) -> u32| batch.rows.iter().map(f).collect::<Vec<u32>>();
-        let positions = column(|r| r.position);
-        self.write(names::LIVE, &[batch.rows.len() as u32, batch.logit_rows.len() as u32])?;
-        self.write(names::TOKENS, &column(|r| r.token))?;
-        self.write(names::ROW_SEQ, &column(|r| r.seq))?;
-        let mut angles = vec![0f32; positions.len() * self.rope.width()];
-        self.rope.fill(&positions, &mut angles);
-        self.write(names::ROPE, &angles)?;
-        if let Some(local) = &mut self.rope_local {
-            angles.resize(positions.len() * local.width(), 0.0);
-            local.fill(&positions, &mut angles);
-            self.write(names::ROPE_LOCAL, &angles)?;
-        }
-        self.write(names::POSITIONS, &positions)?;
-        self.write_block_tables(batch)?;
-        self.write_sampling(batch)
+    /// Fills the input slots for the bucket `index`.
+    fn write_inputs(&mut self, batch: &Batch, index: usize) -> Result<()> {
+        let mut inputs = std::mem::take(&mut self.inputs);
+        let written = self.write_each(batch, self.buckets[index].capacity.rows, &mut inputs);
+        self.inputs = inputs;
+        written
     }
 
-    fn write_block_tables(&mut self, batch: &Batch) -> Result<()> {
+    fn write_each(&mut self, batch: &Batch, rows: usize, inputs: &mut Inputs) -> Result<()> {
+        let Inputs { words, floats, .. } = inputs;
+        let mut column = |runner: &mut Self, name: &str, of: fn(&Row) -> u32| {
+            words.clear();
+            words.extend(batch.rows.iter().map(of));
+            runner.write(name, words)
+        };
+        self.write(names::LIVE, &[batch.rows.len() as u32, batch.logit_rows.len() as u32])?;
+        column(self, names::TOKENS, |r| r.token)?;
+        column(self, names::ROW_SEQ, |r| r.seq)?;
+        column(self, names::POSITIONS, |r| r.position)?;
+        floats.resize(words.len() * self.rope.width(), 0.0);
+        self.rope.fill(words, floats);
+        self.write(names::ROPE, floats)?;
+        if let Some(local) = &mut self.rope_local {
+            floats.resize(words.len() * local.width(), 0.0);
+            local.fill(words, floats);
+            self.write(names::ROPE_LOCAL, floats)?;
+        }
+        self.write_block_tables(batch, rows, inputs)?;
+        self.write_sampling(batch, inputs)
+    }
+
+    fn write_block_tables(&mut self, batch: &Batch, rows: usize, Inputs { words, slots, .. }: &mut Inputs) -> Result<()> {
         let block_size = self.options.kv.block_size;
         let width = self.options.max_model_len.div_ceil(block_size);
-        let mut tables = vec![0u32; batch.block_tables.len() * width];
+        words.clear();
         for (i, table) in batch.block_tables.iter().enumerate() {
-            tables[i * width..][..table.len()].copy_from_slice(table);
+            words.extend_from_slice(table);
+            words.resize((i + 1) * width, 0);
         }
-        let slot = |r: &super::batch::Row| {
+        self.write(names::BLOCK_TABLES, words)?;
+        let slot = |r: &Row| {
             let (block, offset) = (r.position as usize / block_size, r.position as usize % block_size);
             (batch.block_tables[r.seq as usize][block] as usize * block_size + offset) as i32
         };
+        slots.clear();
+        slots.extend(batch.rows.iter().map(slot));
         // Padding rows of the bucket store nothing.
-        let mut slots = vec![-1i32; self.options.max_rows];
-        slots.iter_mut().zip(&batch.rows).for_each(|(s, r)| *s = slot(r));
-        self.write(names::SLOT_MAPPING, &slots)?;
-        self.write(names::BLOCK_TABLES, &tables)
+        slots.resize(rows, -1);
+        self.write(names::SLOT_MAPPING, slots)
     }
 
-    fn write_sampling(&mut self, batch: &Batch) -> Result<()> {
+    fn write_sampling(&mut self, batch: &Batch, inputs: &mut Inputs) -> Result<()> {
+        let Inputs { words, params, adjust, .. } = inputs;
         let rows = &batch.logit_rows;
-        let mut offsets = vec![0u32];
-        let (mut adjust, mut params, mut masks) = (Vec::new(), Vec::new(), Vec::new());
+        words.clear();
+        words.extend(rows.iter().map(|r| r.row));
+        self.write(names::LOGIT_ROWS, words)?;
+        (words.clear(), adjust.clear(), params.clear());
+        words.push(0);
+        let mut masks = Vec::new();
         for row in rows {
             adjust.extend_from_slice(&row.adjust);
-            offsets.push(adjust.len() as u32);
+            words.push(adjust.len() as u32);
             masks.extend(row.mask.as_deref());
             params.push(SampleRow { mask: row.mask.as_ref().map_or(0, |_| masks.len() as u32), ..row.params });
         }
-        let words = self.config.vocab.div_ceil(32);
-        assert!(masks.iter().all(|m| m.len() == words), "a mask has a bit for every token");
-        self.write(names::LOGIT_ROWS, &rows.iter().map(|r| r.row).collect::<Vec<_>>())?;
-        self.write(names::SAMPLE_PARAMS, &params)?;
+        let mask_words = self.config.vocab.div_ceil(32);
+        assert!(masks.iter().all(|m| m.len() == mask_words), "a mask has a bit for every token");
+        self.write(names::SAMPLE_PARAMS, params)?;
         if !masks.is_empty() {
             self.write(names::SAMPLE_MASKS, &masks.concat())?;
         }
-        self.write(names::SAMPLE_OFFSETS, &offsets)?;
-        self.write(names::SAMPLE_ADJUST, &adjust)
+        self.write(names::SAMPLE_OFFSETS, words)?;
+        self.write(names::SAMPLE_ADJUST, adjust)
     }
 
     fn read_outputs(&mut self, batch: &Batch) -> Result<BatchOutput> {
@@ -315,7 +345,7 @@ impl<B: Backend> ModelRunner<B> {
             decls.push(decl);
         }
         let plan = self.backend.compile(&program, &bound)?;
-        self.write_inputs(batch)?;
+        self.write_inputs(batch, index)?;
         let pending = self.backend.launch(&plan)?;
         self.backend.wait(pending)?;
         decls

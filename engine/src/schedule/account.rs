@@ -21,10 +21,10 @@ pub struct Cost {
 impl Scheduler {
     /// All that run held their blocks for `time`.
     pub(super) fn hold(&mut self, time: Duration) {
-        let (size, bytes) = (self.options.block_size, self.options.block_bytes as f64);
+        let (size, each) = (self.options.block_size, self.options.block_bytes as f64 * time.as_secs_f64());
         for id in &self.running {
             let seq = self.seqs.get_mut(id).expect("running sequences are known");
-            seq.cost.kv_byte_seconds += seq.cached.div_ceil(size) as f64 * bytes * time.as_secs_f64();
+            seq.cost.kv_byte_seconds += seq.cached.div_ceil(size) as f64 * each;
         }
     }
 

@@ -83,6 +83,7 @@ struct Sample {
     decode_tokens_per_second: f64,
     step_us: f64,
     host_us: f64,
+    actors_us: f64,
 }
 
 /// Measures and prints.
@@ -193,12 +194,13 @@ fn measure(engine: &Engine, args: &BenchArgs, answer: usize, salt: u64) -> Resul
     // From here on every step decodes one token of every request.
     let totals = || engine.handle().tracer().totals();
     let (first, from) = (totals(), Instant::now());
-    let (mut last, mut at, mut hosts) = (first, from, Vec::new());
+    let (mut last, mut at, mut hosts, mut actors) = (first, from, Vec::new(), Vec::new());
     while last.steps < first.steps + args.decode_tokens as u64 && advance(&mut generations[0])? {
         let (now, total) = (Instant::now(), totals());
         if total.steps > last.steps {
-            let host = (now - at).saturating_sub(total.device_time - last.device_time);
-            hosts.push(host.as_secs_f64() * 1e6 / (total.steps - last.steps) as f64);
+            let each = |time: Duration| time.as_secs_f64() * 1e6 / (total.steps - last.steps) as f64;
+            hosts.push(each((now - at).saturating_sub(total.device_time - last.device_time)));
+            actors.push(each(total.actors_time - last.actors_time));
             (last, at) = (total, now);
         }
     }
@@ -209,6 +211,7 @@ fn measure(engine: &Engine, args: &BenchArgs, answer: usize, salt: u64) -> Resul
         decode_tokens_per_second: rate(args.batch * steps as usize, took),
         step_us: took.as_secs_f64() * 1e6 / steps as f64,
         host_us: middle(hosts),
+        actors_us: middle(actors),
     })
 }
 
@@ -229,6 +232,7 @@ fn report(args: &BenchArgs, engine: &Engine, samples: &[Sample], weights: u64, b
     let prefill = median(samples, |s| s.prefill_tokens_per_second);
     let decode = median(samples, |s| s.decode_tokens_per_second);
     let (step_us, host_us) = (median(samples, |s| s.step_us), median(samples, |s| s.host_us));
+    let actors_us = median(samples, |s| s.actors_us);
     // A step reads every weight once, and the cache of every request, on average half-way through its answer.
     let cached = args.batch * (args.prompt_tokens + args.decode_tokens / 2);
     let bytes = weights as f64 + cached as f64 * engine.sizing().plan.kv.per_token() as f64;
@@ -241,6 +245,7 @@ fn report(args: &BenchArgs, engine: &Engine, samples: &[Sample], weights: u64, b
             "decode_tokens_per_second": decode,
             "step_us": step_us,
             "host_us_per_step": host_us,
+            "actors_us_per_step": actors_us,
             "memory_bandwidth_gb_s": bandwidth.map_or(Value::Null, |b| json!(b / 1e9)),
             "fraction_of_bandwidth": fraction,
             "bytes_per_step": bytes,
@@ -256,7 +261,7 @@ fn report(args: &BenchArgs, engine: &Engine, samples: &[Sample], weights: u64, b
         return;
     }
     let mut out = format!(
-        "prefill {prefill:>10.1} tokens/s\ndecode  {decode:>10.1} tokens/s\nstep    {step_us:>10.1} us, host {host_us:.1} us\n"
+        "prefill {prefill:>10.1} tokens/s\ndecode  {decode:>10.1} tokens/s\nstep    {step_us:>10.1} us, host {host_us:.1} us, of which the actors {actors_us:.1} us\n"
     );
     if let (Some(b), Some(f)) = (bandwidth, fraction) {
         let gb = |bytes: f64| bytes_in_words(bytes as u64);

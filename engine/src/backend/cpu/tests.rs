@@ -91,7 +91,7 @@ fn integer_products_are_as_exact_as_f32_chains() {
         format.encode(&ws, &mut stored);
         format.decode(&stored, &mut decoded);
         let mut backend = CpuBackend::new(1).unwrap();
-        let mut bound = Bound::new();
+        let mut bound = Bound::default();
         for decl in &program.slots {
             let buffer = match decl.role {
                 Role::Weight => backend.load(decl, &stored).unwrap(),
