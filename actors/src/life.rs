@@ -250,7 +250,7 @@ mod tests {
             speculation: Default::default(),
             cost: Default::default(),
         };
-        Event { seq: seq(n), tokens: Vec::new(), spans: Vec::new(), finish: Some(finish) }
+        Event { seq: seq(n), tokens: Vec::new(), spans: Vec::new(), finish: Some(Box::new(finish)) }
     }
 
     #[test]

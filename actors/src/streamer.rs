@@ -28,7 +28,7 @@ pub struct Update {
     /// Whole characters of tool calls, the call's markers included unless they are control tokens.
     pub tool_call: String,
     /// The end of this answer, once.
-    pub finish: Option<Finished>,
+    pub finish: Option<Box<Finished>>,
 }
 
 /// Where a client's updates go. Its receiver's end is the cancellation.

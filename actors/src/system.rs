@@ -345,7 +345,8 @@ impl Loop {
         made: &mut Vec<Event>,
     ) -> Result<Option<SeqId>, PortClosed> {
         let chose = !stepped.events.is_empty();
-        made.extend(stepped.events);
+        // What was made before is delivered.
+        *made = stepped.events;
         if only.is_none() {
             return Ok(None);
         }

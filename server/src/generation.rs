@@ -184,7 +184,7 @@ impl Choices {
             self.ready.push_back((choice, Update::ToolCall(update.tool_call)));
         }
         if let Some(finished) = update.finish {
-            let done = std::mem::take(answer).completion(finished, self.prepared, now);
+            let done = std::mem::take(answer).completion(*finished, self.prepared, now);
             // Only thinking is stripped from later turns; of several answers the conversation goes on from one.
             let goes_on = !matches!(done.finish, Finish::Cancelled | Finish::Failed { .. }) && !done.text.is_empty();
             if let Some(after) = self.after.take_if(|_| goes_on && done.reasoning_tokens > 0) {

@@ -187,7 +187,7 @@ impl BlockPool {
         let plan = drafted.reserved.plan;
         let rows = plan.seqs.iter().map(|s| s.tokens.len()).sum();
         self.rates.observe(rows, device_time, &drafted.reserved.copies, copy_time);
-        let mut seqs = Vec::new();
+        let mut seqs = Vec::with_capacity(plan.seqs.len());
         let guesses = drafted.drafts.iter().zip(&drafted.sources);
         for ((seq, chosen), (drafts, source)) in plan.seqs.iter().zip(chosen).zip(guesses) {
             // The last chosen token is not cached yet: it is the next step's input.

@@ -5,16 +5,27 @@ use crate::request::{SeqId, SeqMap};
 use crate::spec::{Candidate, DraftLength, LengthOptions, Rates, Source, SpecReport};
 use crate::step::{Settled, StepPlan};
 
-/// What is known of one sequence.
+/// What is known of one sequence: little that every step touches, and thousands of bytes once somebody guessed for it.
 #[derive(Default)]
 struct Known {
-    rates: Rates,
     /// Who guessed for it last: who will probably guess next.
     source: Source,
     /// Whether it thought when the step in flight was planned.
     thinking: bool,
     /// Tokens that the draft model has read, as far as it is known here.
     read: usize,
+    /// As in [`SpecReport`].
+    passes: u64,
+    chosen: u64,
+    draft_us: u64,
+    verify_us: u64,
+    guessed: Option<Box<Guessed>>,
+}
+
+/// What became of the guesses for one sequence.
+#[derive(Clone, Default)]
+struct Guessed {
+    rates: Rates,
     report: SpecReport,
 }
 
@@ -23,7 +34,9 @@ pub(super) struct Drafting {
     policy: DraftPolicy,
     usual: Source,
     length: DraftLength,
-    known: SeqMap<Box<Known>>,
+    known: SeqMap<Known>,
+    /// Of sequences for which nobody has guessed.
+    fresh: Rates,
     /// Of the step in flight: rows without guesses, sequences that choose, tokens cached.
     rows: usize,
     choosing: usize,
@@ -39,7 +52,7 @@ impl Drafting {
         };
         let length = DraftLength::new(length);
         let (known, total) = (SeqMap::default(), SpecReport::default());
-        Self { policy, usual, length, known, rows: 0, choosing: 0, context: 0, total }
+        Self { policy, usual, length, known, fresh: Rates::default(), rows: 0, choosing: 0, context: 0, total }
     }
 
     /// From the next plan on; sequences in flight that no drafter follows stay without guesses.
@@ -64,7 +77,7 @@ impl Drafting {
         for i in &choosing {
             let seq = plan.seqs[*i].seq;
             let usual = self.usual;
-            let known = self.known.entry(seq).or_insert_with(|| Box::new(Known { source: usual, ..Known::default() }));
+            let known = self.known.entry(seq).or_insert_with(|| Known { source: usual, ..Known::default() });
             known.thinking = seqs[&seq].is_thinking();
             // What the target has found in its cache the draft probably finds too.
             known.read = known.read.max(seqs[&seq].hit.unwrap_or(0));
@@ -87,7 +100,8 @@ impl Drafting {
                     .map(|i| {
                         let plan = &plan.seqs[*i];
                         let known = &self.known[&plan.seq];
-                        let (rates, thinking, source) = (&known.rates, known.thinking, known.source);
+                        let rates = known.guessed.as_ref().map_or(&self.fresh, |g| &g.rates);
+                        let (thinking, source) = (known.thinking, known.source);
                         let behind = (plan.start + plan.tokens.len()).saturating_sub(known.read);
                         let expected = seqs[&plan.seq].expected;
                         Candidate { rates, thinking, source, behind, expected, most: useful(*i) }
@@ -128,24 +142,28 @@ impl Drafting {
         for result in &settled.seqs {
             let chosen = result.chosen.as_ref().map_or(0, Vec::len);
             let Some(known) = self.known.get_mut(&result.seq).filter(|_| chosen > 0) else { continue };
-            known.report.took(draft_us, verify_us);
-            for report in [&mut known.report, &mut self.total] {
-                report.pass(known.thinking, result.source, result.drafted, chosen);
-            }
+            (known.draft_us, known.verify_us) = (known.draft_us + draft_us, known.verify_us + verify_us);
+            (known.passes, known.chosen) = (known.passes + 1, known.chosen + chosen as u64);
+            self.total.pass(known.thinking, result.source, result.drafted, chosen);
             if result.drafted > 0 {
+                let guessed = known.guessed.get_or_insert_default();
+                guessed.report.pass(known.thinking, result.source, result.drafted, chosen);
                 known.source = result.source;
                 if result.source == Source::Model {
                     known.read = result.cached;
                 }
                 let (thinking, accepted) = (known.thinking, chosen - 1);
-                self.length.observe_guesses(&mut known.rates, thinking, result.source, result.drafted, accepted);
+                self.length.observe_guesses(&mut guessed.rates, thinking, result.source, result.drafted, accepted);
             }
         }
     }
 
     /// What guessing did for one answer.
     pub fn report(&self, seq: SeqId) -> SpecReport {
-        self.known.get(&seq).map(|k| k.report.clone()).unwrap_or_default()
+        let Some(known) = self.known.get(&seq) else { return SpecReport::default() };
+        let report = known.guessed.as_ref().map(|g| g.report.clone()).unwrap_or_default();
+        let Known { passes, chosen, draft_us, verify_us, .. } = *known;
+        SpecReport { passes, chosen, draft_us, verify_us, ..report }
     }
     /// What guessing did for all.
     pub fn total(&self) -> &SpecReport {

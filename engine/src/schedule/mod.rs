@@ -93,8 +93,8 @@ pub struct Event {
     pub tokens: Vec<u32>,
     /// Whose they are, in order: the lengths are those of `tokens` together.
     pub spans: Vec<Span>,
-    /// The end, once.
-    pub finish: Option<Finished>,
+    /// The end, once. Most events are none.
+    pub finish: Option<Box<Finished>>,
 }
 
 /// How an answer ended, and what it cost.
@@ -298,7 +298,8 @@ impl Scheduler {
         self.running.sort_by_cached_key(|id| self.seqs[id].rank);
         let shares = self.shares(only);
         let mut budget = self.options.max_step_tokens;
-        let mut plan = StepPlan { id: StepId(self.next_step), ..StepPlan::default() };
+        let seqs = Vec::with_capacity(self.running.len());
+        let mut plan = StepPlan { id: StepId(self.next_step), seqs, ..StepPlan::default() };
         self.next_step += 1;
         for (id, share) in self.running.iter().zip(shares) {
             let seq = self.seqs.get_mut(id).expect("running sequences are known");
@@ -346,6 +347,7 @@ impl Scheduler {
         self.drafting.observe(settled);
         self.charge(settled);
         let mut events = self.drain_ended();
+        events.reserve(settled.seqs.len());
         if settled.preempted.iter().any(|id| self.warm.runs(*id)) {
             self.released.extend(self.warm.stop());
         }
@@ -410,7 +412,7 @@ impl Scheduler {
             speculation: Box::new(self.drafting.report(id)),
             cost: seq.cost,
         };
-        Event { seq: id, tokens, spans, finish: Some(finished) }
+        Event { seq: id, tokens, spans, finish: Some(Box::new(finished)) }
     }
 
     fn restart(&mut self, id: SeqId) {

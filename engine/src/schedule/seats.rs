@@ -35,13 +35,14 @@ impl Scheduler {
     pub(super) fn shares(&self, only: Option<SeqId>) -> Vec<usize> {
         let mut shares = vec![0; self.running.len()];
         let may = |i: &usize| only.is_none_or(|only| only == self.running[*i]);
-        let seated: Vec<usize> = (0..self.running.len()).filter(may).take(self.options.max_seqs).collect();
-        let pending = |i: usize| self.seqs[&self.running[i]].pending();
-        let (decodes, prompts): (Vec<usize>, Vec<usize>) = seated.into_iter().partition(|i| pending(*i) == 1);
+        let seated = (0..self.running.len()).filter(may).take(self.options.max_seqs);
+        let seated: Vec<(usize, usize)> = seated.map(|i| (i, self.seqs[&self.running[i]].pending())).collect();
         let mut left = self.options.max_step_tokens;
-        for i in decodes.into_iter().chain(prompts) {
-            shares[i] = pending(i).min(self.options.prefill_chunk).min(left);
-            left -= shares[i];
+        for decodes in [true, false] {
+            for (i, pending) in seated.iter().filter(|(_, pending)| (*pending == 1) == decodes) {
+                shares[*i] = (*pending).min(self.options.prefill_chunk).min(left);
+                left -= shares[*i];
+            }
         }
         shares
     }

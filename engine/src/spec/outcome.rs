@@ -61,7 +61,8 @@ pub struct Outcomes {
 impl Outcomes {
     /// The nearest power of two: most engines run as many sequences as one of those, or a few less.
     pub(super) fn class(seqs: usize) -> u32 {
-        (seqs.max(1) as f64).log2().round() as u32
+        let (seqs, below) = (seqs.max(1), seqs.max(1).ilog2());
+        below + u32::from(seqs * seqs >= 1 << (2 * below + 1))
     }
     fn size(&mut self, seqs: usize) -> &mut Size {
         self.sizes.entry(Self::class(seqs)).or_default()

@@ -9,12 +9,17 @@ use crate::step::Drafted;
 /// Penalties of the rows behind a guess count that guess as said. The block tables move into the batch: nobody asks the
 /// step for them afterwards.
 pub fn batch_of(drafted: &mut Drafted) -> Batch {
+    let seqs = &drafted.reserved.plan.seqs;
+    let guesses = drafted.drafts.iter().map(Vec::len).sum::<usize>();
+    let rows = seqs.iter().map(|s| s.tokens.len()).sum::<usize>() + guesses;
     let mut batch = Batch {
+        rows: Vec::with_capacity(rows),
+        logit_rows: Vec::with_capacity(seqs.len() + guesses),
         block_tables: std::mem::take(&mut drafted.reserved.tables),
         copies: drafted.reserved.copies.clone(),
         ..Batch::default()
     };
-    for (index, (seq, drafts)) in drafted.reserved.plan.seqs.iter().zip(&drafted.drafts).enumerate() {
+    for (index, (seq, drafts)) in seqs.iter().zip(&drafted.drafts).enumerate() {
         for (i, token) in seq.tokens.iter().chain(drafts).enumerate() {
             batch.rows.push(Row { token: *token, position: (seq.start + i) as u32, seq: index as u32 });
         }
