@@ -4,7 +4,6 @@ pub mod check;
 pub mod cpu;
 pub mod reference;
 
-
 use crate::error::Result;
 use crate::op::Op;
 use crate::program::{Program, SlotDecl};

@@ -13,8 +13,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::kv::Copies;
-use crate::op::{Adjust, SampleRow};
 use crate::op::lower::lower;
+use crate::op::{Adjust, SampleRow};
 use crate::program::{Program, Role, SlotDecl};
 
 /// Sizes fixed when a model is loaded.
@@ -264,7 +264,12 @@ impl<B: Backend> ModelRunner<B> {
         self.write_sampling(batch, inputs)
     }
 
-    fn write_block_tables(&mut self, batch: &Batch, rows: usize, Inputs { words, slots, .. }: &mut Inputs) -> Result<()> {
+    fn write_block_tables(
+        &mut self,
+        batch: &Batch,
+        rows: usize,
+        Inputs { words, slots, .. }: &mut Inputs,
+    ) -> Result<()> {
         let block_size = self.options.kv.block_size;
         let width = self.options.max_model_len.div_ceil(block_size);
         words.clear();

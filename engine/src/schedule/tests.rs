@@ -3,6 +3,7 @@
 mod prefix;
 mod thinking;
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::*;
@@ -183,7 +184,7 @@ impl World {
             event.spans.iter().for_each(|s| labels.extend(std::iter::repeat_n(s.label, s.len)));
             self.outputs.entry(event.seq).or_default().extend(event.tokens);
             if let Some(finished) = event.finish {
-                assert!(self.ended.insert(event.seq, finished).is_none(), "{:?} ended twice", event.seq);
+                assert!(self.ended.insert(event.seq, *finished).is_none(), "{:?} ended twice", event.seq);
             }
         }
     }

@@ -59,6 +59,8 @@ const PLAIN_FIRST: usize = 2;
 const PROBE_FIRST: u64 = 64;
 /// ... up to so many.
 const PROBE_LAST: u64 = 2048;
+/// And never so often that trying takes more than this share of the time.
+const PROBE_SHARE: f64 = 0.005;
 
 /// Tokens a sequence that a draft model reads besides as a matter of course: those that the target put right.
 const FEW: usize = 4;
@@ -91,13 +93,14 @@ pub struct DraftLength {
 /// When it is tried again.
 #[derive(Clone, Copy, Debug)]
 struct Probe {
-    left: u64,
+    /// Steps since the last time.
+    waited: u64,
     gap: u64,
 }
 
 impl Default for Probe {
     fn default() -> Self {
-        Self { left: PROBE_FIRST, gap: PROBE_FIRST }
+        Self { waited: 0, gap: PROBE_FIRST }
     }
 }
 
@@ -189,11 +192,15 @@ impl DraftLength {
             return none;
         }
         let wins = self.outcomes.wins(candidates.len());
+        // What guesses bring beside a prompt is seen by nobody: they must have won without one.
+        if other_rows > 0 && !wins {
+            return none;
+        }
         let margin = if wins { MARGIN } else { MARGIN_FIRST };
         let best = self.best(candidates, (other_rows, context), limit, margin);
         self.probing = best.iter().all(|k| *k == 0);
         if self.probing {
-            return self.probe(candidates, limit);
+            return self.probe(candidates, context, limit);
         }
         if wins {
             self.probes.remove(&Outcomes::class(candidates.len()));
@@ -201,17 +208,23 @@ impl DraftLength {
         best
     }
 
-    /// One sequence tries two guesses now and then, less often the longer that has not paid.
-    fn probe(&mut self, candidates: &[Candidate<'_>], limit: usize) -> Vec<usize> {
+    /// One sequence tries two guesses now and then: less often the longer that has not paid, and the more it takes.
+    fn probe(&mut self, candidates: &[Candidate<'_>], context: usize, limit: usize) -> Vec<usize> {
         let mut lengths = vec![0; candidates.len()];
+        // One whose draft has little to catch up with.
+        let nearest = (0..candidates.len()).min_by_key(|i| candidates[*i].behind).unwrap_or(0);
+        let candidate = &candidates[nearest];
+        let times = self.step.table(context);
+        let plain = times.at(candidates.len()).max(1e-9);
+        let mut takes = times.at(candidates.len() + 2) - plain;
+        if candidate.source == Source::Model {
+            takes += self.draft.table(1).at(2) + candidate.behind as f64 * self.read_us;
+        }
         let probe = self.probes.entry(Outcomes::class(candidates.len())).or_default();
-        probe.left = probe.left.saturating_sub(1);
-        if probe.left == 0 {
-            probe.gap = (2 * probe.gap).min(PROBE_LAST);
-            probe.left = probe.gap;
-            // One whose draft has little to catch up with.
-            let nearest = (0..candidates.len()).min_by_key(|i| candidates[*i].behind).unwrap_or(0);
-            lengths[nearest] = candidates[nearest].most.min(2).min(self.options.max).min(limit);
+        probe.waited += 1;
+        if probe.waited >= probe.gap.max((takes / plain / PROBE_SHARE) as u64) {
+            *probe = Probe { waited: 0, gap: (2 * probe.gap).min(PROBE_LAST) };
+            lengths[nearest] = candidate.most.min(2).min(self.options.max).min(limit);
         }
         lengths
     }
@@ -330,7 +343,12 @@ mod tests {
         let lengths: Vec<usize> =
             (0..3000).map(|_| c.choose(&[candidate(&good, Source::Model); 3], 0, 500, 999)[0]).collect();
         let probes: Vec<usize> = lengths.iter().enumerate().filter(|(_, k)| **k > 0).map(|(i, _)| i).collect();
-        assert!((4..=8).contains(&probes.len()) && probes[0] < 80, "{probes:?}");
+        // A probe takes as long as a step, so there are two hundred between two of them, and then more.
+        assert!((3..=6).contains(&probes.len()) && (190..220).contains(&probes[0]), "{probes:?}");
+        let found = rates(Source::Suffix, 1);
+        let mut free = controller(|rows| 1000.0 + 50.0 * rows.saturating_sub(3) as f64, 0.0);
+        let tries = |c: &mut DraftLength| c.choose(&[candidate(&found, Source::Suffix); 3], 0, 500, 999)[0] > 0;
+        assert!((0..100).any(|_| tries(&mut free)), "what takes little is tried sooner");
         // It pays again: the very next step guesses.
         (1..200).for_each(|rows| (0..200).for_each(|_| c.observe_step(rows, 500, 1000.0)));
         assert!(c.choose(&[candidate(&good, Source::Model); 3], 0, 500, 999)[0] > 0);
