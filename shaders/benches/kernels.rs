@@ -4,7 +4,6 @@
 //! Wall time is the best of several runs. CPU time (of all threads, over two) is what a software
 //! adapter would take on two idle cores: on a busy machine compare that.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ponder_engine::backend::{Backend, Bound};

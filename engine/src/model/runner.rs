@@ -295,7 +295,9 @@ impl<B: Backend> ModelRunner<B> {
         words.clear();
         words.extend(rows.iter().map(|r| r.row));
         self.write(names::LOGIT_ROWS, words)?;
-        (words.clear(), adjust.clear(), params.clear());
+        words.clear();
+        adjust.clear();
+        params.clear();
         words.push(0);
         let mut masks = Vec::new();
         for row in rows {
