@@ -167,7 +167,8 @@ impl Server {
     pub fn post(&self, path: &str, body: &Value) -> Reply {
         self.ask("POST", path, &[], &body.to_string())
     }
-    /// A chat with one user message and further fields.
+    /// A chat with one user message and further fields. It has a seed: what a model with random weights says decides what
+    /// many tests see, such as whether it begins to think.
     pub fn chat(&self, fields: Value) -> Reply {
         self.post("/v1/chat/completions", &chat(fields))
     }
@@ -230,9 +231,10 @@ impl Drop for Server {
     }
 }
 
-/// A chat with one user message and further fields.
+/// A chat with one user message and further fields. It has a seed: what a model with random weights says decides what
+/// many tests see, such as whether it begins to think.
 pub fn chat(fields: Value) -> Value {
-    let mut body = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "Hello there" }] });
+    let mut body = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "Hello there" }], "seed": 7 });
     for (key, value) in fields.as_object().expect("fields") {
         body[key] = value.clone();
     }

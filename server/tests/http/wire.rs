@@ -154,8 +154,9 @@ fn markers_that_nobody_knows_are_named_or_budgets_are_refused() {
         }
         model
     };
-    let budget =
-        |tokens: i64| json!({ "logit_bias": { THINK: 100 }, "max_tokens": 60, "thinking_token_budget": tokens });
+    // It begins to think at once, and does not stop of its own accord.
+    let bias = json!({ THINK: 100, (THINK.parse::<u32>().unwrap() + 1).to_string(): -100 });
+    let budget = |tokens: i64| json!({ "logit_bias": bias, "max_tokens": 60, "thinking_token_budget": tokens });
     let silent = Server::over(model(), &[]);
     silent.chat(budget(9)).refused(400, "thinking_token_budget");
     silent.chat(budget(0)).refused(400, "thinking_token_budget");
@@ -197,8 +198,8 @@ fn seeds_repeat_and_stops_stop() {
     let (first, _) = text(asked.clone());
     assert_eq!(text(asked.clone()).0, first);
     assert_ne!(text(json!({ "seed": 6, "temperature": 1.5, "max_tokens": 60 })).0, first);
-    let one = text(json!({ "temperature": 1.5, "max_tokens": 60 })).0;
-    assert_ne!(one, text(json!({ "temperature": 1.5, "max_tokens": 60 })).0, "no seed: another one each time");
+    let unseeded = json!({ "seed": null, "temperature": 1.5, "max_tokens": 60 });
+    assert_ne!(text(unseeded.clone()).0, text(unseeded).0, "no seed: another one each time");
     // A piece of the answer, as a stop string.
     let stop: String = first.chars().skip(10).take(2).collect();
     let mut stopping = asked.clone();
