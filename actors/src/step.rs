@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-
 use ponder_engine::request::SeqId;
 use ponder_engine::schedule::Event;
 use ponder_engine::step::Settled;
+use tokio::sync::oneshot;
 
 use crate::draft::DraftModel;
 use crate::message::{ApplyStep, PlanStep, Propose, Reserve, Settle, StepFault, Verify};
