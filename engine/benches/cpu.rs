@@ -244,7 +244,7 @@ fn kernels(level: Level, format: Format) {
     let x = vec![0u8; rows * k * 4 + 64];
     let mut out = vec![0f32; rows * n];
     let x = x.as_ptr().wrapping_add(x.as_ptr().align_offset(64));
-    for rows in (0..=max_tile(level).ilog2()).map(|i| 1 << i) {
+    for rows in 1..=max_tile(level) {
         let kernel = tile_fn(level, format, rows);
         let args = TileArgs {
             panels: panels.as_ptr(),

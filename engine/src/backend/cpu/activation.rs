@@ -33,37 +33,17 @@ pub struct RowGroup {
 /// Largest tile of rows that a kernel works on at once.
 pub const TILE: usize = 8;
 
-/// Cuts `rows` into tiles of at most `most` (a power of two): whole ones, then the rest by powers of two.
+/// Cuts `rows` into tiles of `most` rows; the last has what is left.
 /// Tile `(start, len)` of a buffer with `width` elements per row lies at `start * width`,
 /// as `[width][len]`.
 pub fn tiles(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        let left = rows - start;
-        if left == 0 {
-            return None;
-        }
-        let len = if left >= most { most } else { 1 << left.ilog2() };
-        start += len;
-        Some((start - len, len))
-    })
+    (0..rows).step_by(most).map(move |start| (start, most.min(rows - start)))
 }
 
 /// Where row `row` of `rows` lies: its tile's first row, the tile's rows, its index in the tile.
 pub fn place(row: usize, rows: usize, most: usize) -> (usize, usize, usize) {
-    let full = rows / most * most;
-    if row < full {
-        return (row / most * most, most, row % most);
-    }
-    let (mut start, mut left) = (full, rows - full);
-    loop {
-        let len = 1 << left.ilog2();
-        if row < start + len {
-            return (start, len, row - start);
-        }
-        start += len;
-        left -= len;
-    }
+    let start = row / most * most;
+    (start, most.min(rows - start), row - start)
 }
 
 /// Converts 32 values.

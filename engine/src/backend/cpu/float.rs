@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use super::panel::LANES;
-use super::simd::Isa;
+use super::simd::{Isa, array};
 use super::tile::{Tile, TileArgs};
 use crate::format::F8_BLOCK;
 
@@ -12,11 +12,16 @@ use crate::format::F8_BLOCK;
 pub trait Floats {
     /// Bytes of one element.
     const WIDTH: usize;
-    /// 16 rows of one element of K.
+    /// 16 rows of two neighbouring elements of K.
     ///
     /// # Safety
-    /// `p` points at 16 elements.
-    unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F;
+    /// `p` points at the 32 elements, of which the first has an even place in K.
+    unsafe fn pair<S: Isa>(s: S, p: *const u8) -> [S::F; 2];
+    /// 16 rows of the last element of an odd K.
+    ///
+    /// # Safety
+    /// `p` points at them.
+    unsafe fn last<S: Isa>(s: S, p: *const u8) -> S::F;
 }
 
 /// Elements of K summed on their own before they join the total: keeps rounding small for wide K.
@@ -26,6 +31,7 @@ const SEGMENT: usize = 256;
 pub(super) struct Float<W, const T: usize>(PhantomData<W>);
 
 impl<W: Floats, const T: usize> Tile for Float<W, T> {
+    const ROWS: usize = T;
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
         // SAFETY: the arguments describe `count` panels, a tile of `T` rows and their outputs.
@@ -37,6 +43,7 @@ impl<W: Floats, const T: usize> Tile for Float<W, T> {
 pub(super) struct Scaled<W, const T: usize>(PhantomData<W>);
 
 impl<W: Floats, const T: usize> Tile for Scaled<W, T> {
+    const ROWS: usize = T;
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
         // SAFETY: as for [`Float`].
@@ -82,6 +89,26 @@ unsafe fn float_panels<S: Isa, W: Floats, const T: usize, const P: usize, const 
     }
 }
 
+/// `sums += weights * x`, for one element of K of each panel and row.
+///
+/// # Safety
+/// `x` points at `T` elements.
+#[inline(always)]
+unsafe fn add_products<S: Isa, const T: usize, const P: usize>(
+    s: S,
+    weights: &[S::F; P],
+    x: *const f32,
+    sums: &mut [[S::F; T]; P],
+) {
+    // SAFETY: the caller's promise.
+    let x = array!(s.splat(0.0), T, t => s.splat(unsafe { *x.add(t) }));
+    for (weight, sums) in weights.iter().zip(sums) {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = s.fma(*weight, x, *sum);
+        }
+    }
+}
+
 /// `P` panels times `T` rows.
 ///
 /// # Safety
@@ -97,16 +124,20 @@ unsafe fn float_sums<S: Isa, W: Floats, const T: usize, const P: usize, const SC
         // Bytes of scales up to the elements of this segment.
         let heads = (k / segment + 1) * head;
         let mut sums = [[s.splat(0.0); T]; P];
-        while k < end {
-            for (p, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: element `k` of panel `p` and of each row of the tile.
-                unsafe {
-                    let w = W::load(s, a.panels.add(p * a.panel_bytes + heads + k * LANES * W::WIDTH));
-                    for (t, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.fma(w, s.splat(*x.add(k * T + t)), *sum);
-                    }
+        let at = |p: usize, k: usize| a.panels.wrapping_add(p * a.panel_bytes + heads + k * LANES * W::WIDTH);
+        while k + 1 < end {
+            // SAFETY: elements `k` and `k + 1` of each panel and of each row of the tile.
+            unsafe {
+                let pairs = array!([s.splat(0.0); 2], P, p => W::pair(s, at(p, k)));
+                for half in 0..2 {
+                    add_products(s, &array!(s.splat(0.0), P, p => pairs[p][half]), x.add((k + half) * T), &mut sums);
                 }
             }
+            k += 2;
+        }
+        if k < end {
+            // SAFETY: element `k` of each panel and of each row of the tile.
+            unsafe { add_products(s, &array!(s.splat(0.0), P, p => W::last(s, at(p, k))), x.add(k * T), &mut sums) };
             k += 1;
         }
         for p in 0..P {

@@ -56,6 +56,7 @@ pub trait Quant {
 pub(super) struct Integer<Q, const T: usize>(PhantomData<Q>);
 
 impl<Q: Quant, const T: usize> Tile for Integer<Q, T> {
+    const ROWS: usize = T;
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
         for panel in 0..a.count {
@@ -144,6 +145,24 @@ fn finish<S: Isa>(s: S, sum: S::F, scale: S::F, x: &RowGroup, total: S::F) -> S:
     s.fma(s.mul(scale, s.splat(x.scale)), sum, total)
 }
 
+/// Runs a piece of code for each four rows of a tile of more than four, then for what is left, `$rows` of them.
+macro_rules! by_fours {
+    ($tile:ident, $from:ident, $rows:ident => $work:block) => {
+        for $from in (0..$tile).step_by(4) {
+            match $tile - $from {
+                1 => by_fours!(@ $rows = 1, $work),
+                2 => by_fours!(@ $rows = 2, $work),
+                3 => by_fours!(@ $rows = 3, $work),
+                _ => by_fours!(@ $rows = 4, $work),
+            }
+        }
+    };
+    (@ $rows:ident = $n:literal, $work:block) => {{
+        const $rows: usize = $n;
+        $work
+    }};
+}
+
 /// See [`Sum::Chain`].
 ///
 /// # Safety
@@ -159,12 +178,10 @@ unsafe fn chain<S: Isa, Q: Quant, const T: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         if T > 4 && S::PLANE_ROWS == 4 {
-            for from in (0..T).step_by(4) {
-                let part = totals[from..].first_chunk_mut::<4>().expect("larger tiles are made of fours");
-                let sums = short_chains::<S, Q, 4>(s, q, x.add(from));
-                let sums = array!(s.splat(0.0), 4, t => s.to_f(sums[t]));
-                add_up::<S, Q, 4>(s, sums, scales, x.add(from), part);
-            }
+            by_fours!(T, from, N => {
+                let part = totals[from..].first_chunk_mut::<N>().expect("these rows are in the tile");
+                chain::<S, Q, N>(s, q, scales, x.add(from), part);
+            });
             return;
         }
         let short = T <= S::PLANE_ROWS;
@@ -286,15 +303,15 @@ unsafe fn split<S: Isa, Q: Quant, const T: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        if T >= 4 && S::PLANE_ROWS == 4 {
-            for from in (0..T).step_by(4) {
-                let part = totals[from..].first_chunk_mut::<4>().expect("larger tiles are made of fours");
-                let sums = joined_at_once::<S, Q, 4>(s, q, x.add(from));
-                add_up::<S, Q, 4>(s, sums, scales, x.add(from), part);
-            }
+        if T > 4 && S::PLANE_ROWS == 4 {
+            by_fours!(T, from, N => {
+                let part = totals[from..].first_chunk_mut::<N>().expect("these rows are in the tile");
+                split::<S, Q, N>(s, q, scales, x.add(from), part);
+            });
             return;
         }
-        let sums = joined::<S, Q, T>(s, q, x, 0, 8);
+        let at_once = T == 4 && S::PLANE_ROWS == 4;
+        let sums = if at_once { joined_at_once::<S, Q, T>(s, q, x) } else { joined::<S, Q, T>(s, q, x, 0, 8) };
         add_up::<S, Q, T>(s, sums, scales, x, totals);
     }
 }

@@ -16,6 +16,8 @@ const SPAN: usize = 256;
 const ROW_BLOCK: usize = 64;
 /// Bytes of panels that stay there while rows pass.
 const PANEL_BLOCK: usize = 256 << 10;
+/// Panels that the float kernels take at once where rows are few.
+const FLOAT_PANELS: usize = 4;
 
 /// Bytes of prepared activations for a weight of this format.
 pub fn prepared_bytes(format: Format, k: usize, rows: usize) -> usize {
@@ -37,7 +39,7 @@ pub struct Matrix {
     weights: Ptr<u8>,
     /// Layout.
     pub shape: Panels,
-    /// Kernels for 1, 2, 4 and 8 rows, as many as the level has.
+    /// Kernels for 1, 2, ... rows, as many as the level has.
     kernels: Vec<TileFn>,
 }
 
@@ -117,7 +119,7 @@ impl Matrix {
     pub fn new(b: &Builder<'_>, w: Slot) -> Self {
         let shape = b.panels(w);
         let most = max_tile(b.level).min(TILE);
-        let kernels = (0..=most.ilog2()).map(|i| tile_fn(b.level, shape.format, 1 << i)).collect();
+        let kernels = (1..=most).map(|rows| tile_fn(b.level, shape.format, rows)).collect();
         Self { weights: b.ptr(w), shape, kernels }
     }
     /// Panels `panels` times the tile at row `start`, into `out` with `stride` elements between rows.
@@ -134,22 +136,50 @@ impl Matrix {
     ) {
         let x = input.tile_at(self.shape.format, start);
         // SAFETY: the caller's promise.
-        unsafe {
-            run_panels(self.kernels[len.ilog2() as usize], &self.shape, self.weights.0, panels, x, len, out, stride)
-        }
+        unsafe { run_panels(self.kernels[len - 1], &self.shape, self.weights.0, panels, x, len, out, stride) }
     }
 }
 
-/// Cuts `panels` x `rows` into items; calls `work(panels from..to, tiles)` for each.
+/// The panels of some products, as they are shared out.
+pub struct Work {
+    panels: usize,
+    /// Bytes of the largest.
+    bytes: usize,
+    /// How many are best taken together.
+    together: usize,
+}
+
+impl Work {
+    /// Panels of matrices that are multiplied one after another.
+    pub fn of<'a>(matrices: impl Iterator<Item = &'a Matrix>) -> Self {
+        matrices.fold(Self { panels: 0, bytes: 1, together: 1 }, |work, m| Self {
+            panels: work.panels + m.shape.count(),
+            bytes: work.bytes.max(m.shape.panel_bytes()),
+            together: if m.shape.format.is_quantised() { work.together } else { FLOAT_PANELS },
+        })
+    }
+    /// Panels of two matrices of one shape, each multiplied beside the other's of the same outputs.
+    pub fn side_by_side(a: &Matrix, b: &Matrix) -> Self {
+        Self { bytes: a.shape.panel_bytes() + b.shape.panel_bytes(), ..Self::of([a].into_iter()) }
+    }
+    /// Panels of an item.
+    fn chunk(&self, threads: usize) -> usize {
+        let fair = if threads == 1 { self.panels } else { self.panels.div_ceil(threads * 4) };
+        let enough = self.panels >= 2 * self.together * threads;
+        let fair = if enough { (fair / self.together).max(1) * self.together } else { fair };
+        fair.min(PANEL_BLOCK / self.bytes).max(1)
+    }
+}
+
+/// Cuts panels x `rows` into items; calls `work(panels from..to, tiles)` for each.
 pub fn share(
     w: &Worker<'_>,
     input: &Input,
     rows: usize,
-    (panels, panel_bytes): (usize, usize),
+    of: &Work,
     mut work: impl FnMut((usize, usize), &mut dyn Iterator<Item = (usize, usize)>),
 ) {
-    let fair = if w.threads == 1 { panels } else { panels.div_ceil(w.threads * 4) };
-    let chunk = fair.min(PANEL_BLOCK / panel_bytes.max(1)).max(1);
+    let (panels, chunk) = (of.panels, of.chunk(w.threads));
     let blocks = rows.div_ceil(ROW_BLOCK);
     w.phase(panels.div_ceil(chunk) * blocks, 1, |range| {
         for item in range {
@@ -214,9 +244,7 @@ impl Step for Linear {
     fn run(&self, w: &Worker<'_>, live: &Live) {
         let rows = live.rows(self.space);
         self.input.prepare(w, rows);
-        let panels = self.products.iter().map(|p| p.matrix.shape.count()).sum();
-        let panel_bytes = self.products.iter().map(|p| p.matrix.shape.panel_bytes()).max().unwrap_or(1);
-        share(w, &self.input, rows, (panels, panel_bytes), |(from, to), tiles| {
+        share(w, &self.input, rows, &Work::of(self.products.iter().map(|p| &p.matrix)), |(from, to), tiles| {
             for tile in tiles {
                 for p in &self.products {
                     let (from, to) = (from.max(p.first) - p.first, to.min(p.first + p.matrix.shape.count()));

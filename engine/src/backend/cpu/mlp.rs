@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 
 use super::activation::TILE;
-use super::linear::{Input, Matrix, share};
+use super::linear::{Input, Matrix, Work, share};
 use super::math::{gelu_tanh, silu};
 use super::memory::Ptr;
 use super::panel::LANES;
@@ -73,8 +73,7 @@ impl Step for GateUp {
     fn run(&self, w: &Worker<'_>, live: &Live) {
         let rows = live.rows(RowSpace::Batch);
         self.input.prepare(w, rows);
-        let bytes = self.gate.shape.panel_bytes() + self.up.shape.panel_bytes();
-        share(w, &self.input, rows, (self.gate.shape.count(), bytes), |(from, to), tiles| {
+        share(w, &self.input, rows, &Work::side_by_side(&self.gate, &self.up), |(from, to), tiles| {
             for tile in tiles {
                 for at in (from..to).step_by(STRIP) {
                     // SAFETY: prepared above; items are disjoint in panels or rows.

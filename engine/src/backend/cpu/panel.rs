@@ -14,6 +14,7 @@
 //! Q6_K:       a header [16 d] before each 8 groups, scales as int8, 16 for each half group
 //! I4_G32: [4 vectors of nibbles][16 words of scale and zero]; I4_G128: the words before each 4 groups
 //! floats: one vector of 16 rows per element of K
+//! BF16:   one vector of 16 words per pair of elements of K, the first in the lower half; an odd last one alone
 //! F8:     for each 128 of K [16 scales], then one vector of 16 codes per element of K
 //! ```
 
@@ -73,7 +74,8 @@ impl Panels {
     /// Bytes of one panel.
     pub fn panel_bytes(&self) -> usize {
         if !self.format.is_quantised() {
-            return self.k / self.format.block_len() * self.format.block_bytes() * LANES;
+            let k = if self.format == Format::BF16 { self.k.next_multiple_of(2) } else { self.k };
+            return k / self.format.block_len() * self.format.block_bytes() * LANES;
         }
         let shape = shape(self.format);
         self.k / GROUP * shape.group + self.k / self.format.block_len() * shape.header
@@ -100,6 +102,7 @@ impl Panels {
             for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
                 match self.format {
                     Format::F8 => pack_f8(panel, lane, row),
+                    Format::BF16 => pack_pairs(panel, lane, row),
                     f if f.is_quantised() => self.pack_row(panel, lane, row),
                     f => pack_floats(panel, lane, row, f.block_bytes()),
                 }
@@ -135,6 +138,12 @@ impl Panels {
             }
             return;
         }
+        if self.format == Format::BF16 {
+            for (words, out) in panel.chunks_exact(4 * LANES).zip(out.chunks_mut(2)) {
+                self.format.decode(&words[4 * lane..][..2 * out.len()], out);
+            }
+            return;
+        }
         if !self.format.is_quantised() {
             let width = self.format.block_bytes();
             for (element, out) in panel.chunks_exact(LANES * width).zip(out) {
@@ -160,6 +169,12 @@ fn pack_f8(panel: &mut [u8], lane: usize, row: &[u8]) {
         to[4 * lane..][..4].copy_from_slice(&from[..4]);
         let codes = to[4 * LANES..].iter_mut().skip(lane).step_by(LANES);
         codes.zip(&from[4..]).for_each(|(to, code)| *to = *code);
+    }
+}
+
+fn pack_pairs(panel: &mut [u8], lane: usize, row: &[u8]) {
+    for (to, from) in panel.chunks_exact_mut(4 * LANES).zip(row.chunks(4)) {
+        to[4 * lane..][..from.len()].copy_from_slice(from);
     }
 }
 
@@ -300,7 +315,7 @@ mod tests {
     #[test]
     fn rows_survive_the_panels_bit_by_bit() {
         for format in Format::ALL {
-            let (n, k) = (37, if format.block_len() > 1 { 512 } else { 20 });
+            let (n, k) = (37, if format.block_len() > 1 { 512 } else { 201 });
             let mut stored = Vec::new();
             for row in 0..n {
                 let x: Vec<f32> = (0..k).map(|c| noise(1, "w", row, c)).collect();

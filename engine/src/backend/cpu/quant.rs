@@ -2,6 +2,7 @@
 
 use super::float::Floats;
 use super::integer::{Quant, Sum};
+use super::panel::LANES;
 use super::simd::{Isa, array};
 use crate::format::int4;
 
@@ -223,7 +224,12 @@ macro_rules! floats {
         impl Floats for $name {
             const WIDTH: usize = $width;
             #[inline(always)]
-            unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F {
+            unsafe fn pair<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
+                // SAFETY: the caller's promise.
+                unsafe { [s.$load(p.cast()), s.$load(p.add($width * LANES).cast())] }
+            }
+            #[inline(always)]
+            unsafe fn last<S: Isa>(s: S, p: *const u8) -> S::F {
                 // SAFETY: the caller's promise.
                 unsafe { s.$load(p.cast()) }
             }
@@ -233,14 +239,35 @@ macro_rules! floats {
 
 floats!(F32, 4, load);
 floats!(F16, 2, load_f16);
-floats!(Bf16, 2, load_bf16);
+
+/// Words of two neighbouring elements of a row: each half becomes an f32 by one operation.
+pub struct Bf16;
+impl Floats for Bf16 {
+    const WIDTH: usize = 2;
+    #[inline(always)]
+    unsafe fn pair<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
+        // SAFETY: the caller's promise.
+        let words = unsafe { s.load_i(p) };
+        [s.as_float(s.shl::<16>(words)), s.as_float(s.and(words, s.splat_i(!0xffff)))]
+    }
+    #[inline(always)]
+    unsafe fn last<S: Isa>(s: S, p: *const u8) -> S::F {
+        // SAFETY: the caller's promise; the word's upper half is empty.
+        s.as_float(s.shl::<16>(unsafe { s.load_i(p) }))
+    }
+}
 
 /// Codes of [`crate::format::f8::E4M3`], before their scale.
 pub struct F8;
 impl Floats for F8 {
     const WIDTH: usize = 1;
     #[inline(always)]
-    unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F {
+    unsafe fn pair<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [s.load_f8::<3>(p, 1.0), s.load_f8::<3>(p.add(LANES), 1.0)] }
+    }
+    #[inline(always)]
+    unsafe fn last<S: Isa>(s: S, p: *const u8) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.load_f8::<3>(p, 1.0) }
     }

@@ -35,7 +35,7 @@ pub struct TileArgs {
 /// A kernel. Safe to call where its level is available and the arguments describe valid memory.
 pub type TileFn = unsafe fn(TileArgs);
 
-/// The kernel for a format and a number of rows (1, 2, 4, ..., up to the level's largest tile).
+/// The kernel for a format and a number of rows (up to the level's largest tile).
 pub fn tile_fn(level: Level, format: Format, rows: usize) -> TileFn {
     struct Pick(Format, usize);
     impl Kernel for Pick {
@@ -68,7 +68,11 @@ fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileFn {
             match (format, rows) {
                 $((Format::$format, 1) => enter::<S, $kernel<$quant, 1>>,
                   (Format::$format, 2) => enter::<S, $kernel<$quant, 2>>,
+                  (Format::$format, 3) => enter::<S, $kernel<$quant, 3>>,
                   (Format::$format, 4) => enter::<S, $kernel<$quant, 4>>,
+                  (Format::$format, 5) => enter::<S, $kernel<$quant, 5>>,
+                  (Format::$format, 6) => enter::<S, $kernel<$quant, 6>>,
+                  (Format::$format, 7) => enter::<S, $kernel<$quant, 7>>,
                   (Format::$format, 8) => enter::<S, $kernel<$quant, 8>>,)*
                 (_, rows) => panic!("no tile of {rows} rows"),
             }
@@ -87,6 +91,8 @@ fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileFn {
 
 /// A tile kernel: `run` on an instruction set.
 pub(super) trait Tile {
+    /// Rows of the tile.
+    const ROWS: usize;
     /// # Safety
     /// As [`TileFn`].
     unsafe fn run<S: Isa>(s: S, args: TileArgs);
@@ -100,8 +106,11 @@ unsafe fn enter<S: Isa, T: Tile>(args: TileArgs) {
         type Out = ();
         #[inline(always)]
         fn run<S: Isa>(self, s: S) {
-            // SAFETY: the caller of `enter` promises the arguments.
-            unsafe { T::run(s, self.0) }
+            // Known when this is compiled: a level has no code for tiles that it never runs.
+            if T::ROWS <= S::MAX_TILE {
+                // SAFETY: the caller of `enter` promises the arguments.
+                unsafe { T::run(s, self.0) }
+            }
         }
     }
     // SAFETY: a zero-sized proof; `pick` was given one of the same type.

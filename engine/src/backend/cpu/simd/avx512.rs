@@ -60,7 +60,7 @@ unsafe impl Isa for Avx512 {
     type F = __m512;
     type I = __m512i;
     const MAX_TILE: usize = 8;
-    const SUMS: usize = 8;
+    const SUMS: usize = 12;
     const PLANE_ROWS: usize = 4;
 
     #[inline]
