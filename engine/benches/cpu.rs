@@ -285,7 +285,7 @@ fn main() {
         Format::ALL.into_iter().find(|f| f.name() == name).unwrap_or_else(|| panic!("no format {name:?}"))
     });
     if args.iter().any(|a| a == "kernels") {
-        return kernels(Level::detect(), format);
+        return kernels(CpuBackend::new(1).expect("a backend").level(), format);
     }
     let threads = args.iter().find_map(|n| n.parse().ok()).unwrap_or(0);
     let mut bench = Bench::new(format, threads);

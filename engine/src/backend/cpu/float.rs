@@ -12,16 +12,13 @@ use crate::format::F8_BLOCK;
 pub trait Floats {
     /// Bytes of one element.
     const WIDTH: usize;
-    /// 16 rows of two neighbouring elements of K.
+    /// Neighbouring elements of K that share words: 1 or 2.
+    const SHARE: usize = 1;
+    /// 16 rows of one element of K, the `WHICH`th of those that share words.
     ///
     /// # Safety
-    /// `p` points at the 32 elements, of which the first has an even place in K.
-    unsafe fn pair<S: Isa>(s: S, p: *const u8) -> [S::F; 2];
-    /// 16 rows of the last element of an odd K.
-    ///
-    /// # Safety
-    /// `p` points at them.
-    unsafe fn last<S: Isa>(s: S, p: *const u8) -> S::F;
+    /// `p` points at these words.
+    unsafe fn load<S: Isa, const WHICH: usize>(s: S, p: *const u8) -> S::F;
 }
 
 /// Elements of K summed on their own before they join the total: keeps rounding small for wide K.
@@ -89,22 +86,23 @@ unsafe fn float_panels<S: Isa, W: Floats, const T: usize, const P: usize, const 
     }
 }
 
-/// `sums += weights * x`, for one element of K of each panel and row.
+/// `sums += weights * x`, for one element of K of each panel and row, the `WHICH`th in the words at `words(panel)`.
 ///
 /// # Safety
-/// `x` points at `T` elements.
+/// There are such words, and `x` points at `T` elements.
 #[inline(always)]
-unsafe fn add_products<S: Isa, const T: usize, const P: usize>(
+unsafe fn add_products<S: Isa, W: Floats, const T: usize, const P: usize, const WHICH: usize>(
     s: S,
-    weights: &[S::F; P],
+    words: impl Fn(usize) -> *const u8,
     x: *const f32,
     sums: &mut [[S::F; T]; P],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise (here and below).
     let x = array!(s.splat(0.0), T, t => s.splat(unsafe { *x.add(t) }));
-    for (weight, sums) in weights.iter().zip(sums) {
+    for (p, sums) in sums.iter_mut().enumerate() {
+        let weight = unsafe { W::load::<S, WHICH>(s, words(p)) };
         for (sum, x) in sums.iter_mut().zip(x) {
-            *sum = s.fma(*weight, x, *sum);
+            *sum = s.fma(weight, x, *sum);
         }
     }
 }
@@ -125,19 +123,19 @@ unsafe fn float_sums<S: Isa, W: Floats, const T: usize, const P: usize, const SC
         let heads = (k / segment + 1) * head;
         let mut sums = [[s.splat(0.0); T]; P];
         let at = |p: usize, k: usize| a.panels.wrapping_add(p * a.panel_bytes + heads + k * LANES * W::WIDTH);
-        while k + 1 < end {
-            // SAFETY: elements `k` and `k + 1` of each panel and of each row of the tile.
+        while k + W::SHARE <= end {
+            // SAFETY: element `k`, and the one it shares words with, of each panel and of each row of the tile.
             unsafe {
-                let pairs = array!([s.splat(0.0); 2], P, p => W::pair(s, at(p, k)));
-                for half in 0..2 {
-                    add_products(s, &array!(s.splat(0.0), P, p => pairs[p][half]), x.add((k + half) * T), &mut sums);
+                add_products::<S, W, T, P, 0>(s, |p| at(p, k), x.add(k * T), &mut sums);
+                if W::SHARE == 2 {
+                    add_products::<S, W, T, P, 1>(s, |p| at(p, k), x.add((k + 1) * T), &mut sums);
                 }
             }
-            k += 2;
+            k += W::SHARE;
         }
         if k < end {
             // SAFETY: element `k` of each panel and of each row of the tile.
-            unsafe { add_products(s, &array!(s.splat(0.0), P, p => W::last(s, at(p, k))), x.add(k * T), &mut sums) };
+            unsafe { add_products::<S, W, T, P, 0>(s, |p| at(p, k), x.add(k * T), &mut sums) };
             k += 1;
         }
         for p in 0..P {

@@ -2,7 +2,6 @@
 
 use super::float::Floats;
 use super::integer::{Quant, Sum};
-use super::panel::LANES;
 use super::simd::{Isa, array};
 use crate::format::int4;
 
@@ -224,12 +223,7 @@ macro_rules! floats {
         impl Floats for $name {
             const WIDTH: usize = $width;
             #[inline(always)]
-            unsafe fn pair<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
-                // SAFETY: the caller's promise.
-                unsafe { [s.$load(p.cast()), s.$load(p.add($width * LANES).cast())] }
-            }
-            #[inline(always)]
-            unsafe fn last<S: Isa>(s: S, p: *const u8) -> S::F {
+            unsafe fn load<S: Isa, const WHICH: usize>(s: S, p: *const u8) -> S::F {
                 // SAFETY: the caller's promise.
                 unsafe { s.$load(p.cast()) }
             }
@@ -244,16 +238,12 @@ floats!(F16, 2, load_f16);
 pub struct Bf16;
 impl Floats for Bf16 {
     const WIDTH: usize = 2;
+    const SHARE: usize = 2;
     #[inline(always)]
-    unsafe fn pair<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
+    unsafe fn load<S: Isa, const WHICH: usize>(s: S, p: *const u8) -> S::F {
         // SAFETY: the caller's promise.
         let words = unsafe { s.load_i(p) };
-        [s.as_float(s.shl::<16>(words)), s.as_float(s.and(words, s.splat_i(!0xffff)))]
-    }
-    #[inline(always)]
-    unsafe fn last<S: Isa>(s: S, p: *const u8) -> S::F {
-        // SAFETY: the caller's promise; the word's upper half is empty.
-        s.as_float(s.shl::<16>(unsafe { s.load_i(p) }))
+        s.as_float(if WHICH == 0 { s.shl::<16>(words) } else { s.and(words, s.splat_i(!0xffff)) })
     }
 }
 
@@ -262,12 +252,7 @@ pub struct F8;
 impl Floats for F8 {
     const WIDTH: usize = 1;
     #[inline(always)]
-    unsafe fn pair<S: Isa>(s: S, p: *const u8) -> [S::F; 2] {
-        // SAFETY: the caller's promise.
-        unsafe { [s.load_f8::<3>(p, 1.0), s.load_f8::<3>(p.add(LANES), 1.0)] }
-    }
-    #[inline(always)]
-    unsafe fn last<S: Isa>(s: S, p: *const u8) -> S::F {
+    unsafe fn load<S: Isa, const WHICH: usize>(s: S, p: *const u8) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.load_f8::<3>(p, 1.0) }
     }
