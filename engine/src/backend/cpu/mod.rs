@@ -231,7 +231,7 @@ impl Backend for CpuBackend {
         let live = plan.live_rows();
         let steps = &plan.steps;
         let work = |w: &pool::Worker<'_>| steps.iter().for_each(|step| step.run(w, &live));
-        self.pool.run(&work).map_err(|panic| lost(plan, &panic))
+        self.pool.run_on(plan.threads(&live, self.pool.threads()), &work).map_err(|panic| lost(plan, &panic))
     }
     fn wait(&mut self, (): ()) -> Result<()> {
         Ok(())

@@ -13,7 +13,7 @@ use super::simd::Level;
 use super::{attention, elementwise, embed, kv, linear, mlp, norm, rope, sample};
 use crate::backend::Bound;
 use crate::error::{DeviceFault, Error, Result};
-use crate::op::Op;
+use crate::op::{Op, StepShape};
 use crate::program::{Elem, Program, Role, RowSpace, Slot};
 
 /// One op, ready to run.
@@ -33,6 +33,10 @@ impl Live {
     }
 }
 
+/// Operations that are worth a thread: it does them in about the time that two need to meet in all phases of a small
+/// model's step.
+const OPERATIONS_PER_THREAD: f64 = 1e6;
+
 /// A compiled program.
 pub struct Plan {
     pub(super) name: String,
@@ -41,6 +45,8 @@ pub struct Plan {
     pub(super) ops: Vec<&'static str>,
     pub(super) live: Ptr<u32>,
     pub(super) capacity: [usize; 2],
+    /// Operations for a row of each space.
+    operations: [f64; 2],
     /// What the steps point into.
     _buffers: Vec<Buffer>,
     _scratch: Vec<Memory>,
@@ -54,6 +60,12 @@ impl Plan {
         let live = Live([0, 1].map(|i| live[i] as usize));
         assert!((0..2).all(|i| live.0[i] <= self.capacity[i]), "{live:?} rows in a plan for {:?}", self.capacity);
         live
+    }
+    /// How many of `most` threads run this launch: all but where it has so little to do that meeting takes longer.
+    pub(super) fn threads(&self, live: &Live, most: usize) -> usize {
+        let operations: f64 = live.0.iter().zip(self.operations).map(|(rows, each)| *rows as f64 * each).sum();
+        // A program without any moves memory.
+        if self.operations == [0.0; 2] { most } else { ((operations / OPERATIONS_PER_THREAD) as usize).clamp(1, most) }
     }
 }
 
@@ -185,6 +197,10 @@ pub fn compile(program: &Program, bound: &Bound<Buffer>, level: Level, threads: 
         ops,
         live: builder.ptr(program.live),
         capacity: [program.rows, program.logit_rows],
+        operations: [(1, 0), (0, 1)].map(|(rows, logit_rows)| {
+            let row = StepShape { rows, logit_rows, context: 0 };
+            program.ops.iter().map(|op| op.cost(program, &row).flops).sum()
+        }),
         _buffers: builder.buffers,
         _scratch: builder.scratch,
     })

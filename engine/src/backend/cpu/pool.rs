@@ -2,7 +2,8 @@
 //!
 //! Waking a thread costs tens of microseconds, and a step has hundreds of phases: so threads are woken
 //! once per launch, and between phases they meet at a barrier that spins. A spin is bounded: on a busy
-//! machine it becomes a yield. Between launches they yield, then sleep.
+//! machine it becomes a yield. Between launches they yield, then sleep. A launch with little to do is run by fewer of
+//! them: meeting takes longer then than the work.
 //!
 //! A panic in one thread poisons the barrier; the others leave their phase, and the launch is an error.
 
@@ -49,7 +50,8 @@ struct Shared {
     cores: Vec<AtomicUsize>,
     poisoned: AtomicBool,
     stop: AtomicBool,
-    job: UnsafeCell<Option<Job>>,
+    /// What the present launch runs, and on how many threads.
+    job: UnsafeCell<Option<(Job, usize)>>,
     /// The first panic's message.
     panic: Mutex<Option<String>>,
     /// Workers asleep, and their bell.
@@ -125,9 +127,9 @@ fn relax(spins: &mut u32) {
 }
 
 impl Shared {
-    /// Runs the job as thread `index`; a panic poisons the launch.
-    fn work(&self, index: usize, job: &(dyn Fn(&Worker<'_>) + Sync)) {
-        let worker = Worker { index, threads: self.threads, shared: self };
+    /// Runs the job as thread `index` of `threads`; a panic poisons the launch.
+    fn work(&self, index: usize, threads: usize, job: &(dyn Fn(&Worker<'_>) + Sync)) {
+        let worker = Worker { index, threads, shared: self };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(&worker))) {
             if !payload.is::<Poisoned>() {
                 let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,11 +187,13 @@ fn worker_loop(shared: &Shared, index: usize) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        shared.take_place(index);
         // SAFETY: the owner wrote `job` before it moved the epoch, and keeps the closure alive until
         // every worker has counted itself in `left`.
-        let job = unsafe { &*(*shared.job.get()).expect("a launch has a job") };
-        shared.work(index, job);
+        let (job, threads) = unsafe { (*shared.job.get()).map(|(job, threads)| (&*job, threads)) }.expect("a job");
+        if index < threads {
+            shared.take_place(index);
+            shared.work(index, threads, job);
+        }
         shared.left.0.fetch_add(1, Ordering::Release);
     }
 }
@@ -226,19 +230,33 @@ impl Pool {
     }
     /// Runs `job` on all threads at once and waits for all. The error is the message of the first panic.
     pub fn run(&mut self, job: &(dyn Fn(&Worker<'_>) + Sync)) -> Result<(), String> {
+        self.run_on(self.shared.threads, job)
+    }
+    /// As [`Pool::run`], on the first `threads` of them; on one, no other hears of it.
+    pub fn run_on(&mut self, threads: usize, job: &(dyn Fn(&Worker<'_>) + Sync)) -> Result<(), String> {
         let shared = &*self.shared;
+        let threads = threads.clamp(1, shared.threads);
+        if threads == 1 {
+            shared.work(0, 1, job);
+            return self.outcome();
+        }
         // SAFETY: only the lifetime changes; this function returns after every worker has left the job.
         let erased: Job = unsafe { std::mem::transmute::<*const (dyn Fn(&Worker<'_>) + Sync + '_), Job>(job) };
         // SAFETY: no launch is running (`&mut self`, and the last `run` waited for all workers).
-        unsafe { *shared.job.get() = Some(erased) };
+        unsafe { *shared.job.get() = Some((erased, threads)) };
         shared.left.0.store(0, Ordering::Relaxed);
         shared.take_place(0);
         shared.ring();
-        shared.work(0, job);
+        shared.work(0, threads, job);
         let mut spins = 0;
         while shared.left.0.load(Ordering::Acquire) + 1 < shared.threads {
             relax(&mut spins);
         }
+        self.outcome()
+    }
+    /// What came of the launch that all have left; the pool is as new after it.
+    fn outcome(&self) -> Result<(), String> {
+        let shared = &*self.shared;
         if !shared.poisoned.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
