@@ -31,6 +31,8 @@ pub struct Stepped {
     pub events: Vec<Event>,
     /// Who took part.
     pub seqs: Vec<SeqId>,
+    /// When its work was done.
+    pub settled_at: Instant,
 }
 
 /// Why a step did not happen.
@@ -47,15 +49,17 @@ impl From<PortClosed> for StepError {
     }
 }
 
-/// Runs one step; `None` when there is nothing to do. `launched` is dropped when the target has its work, or when there
+/// Runs one step; `None` when there is nothing to do. `since` is when the step before was settled, if this one follows at
+/// once: what happens in between is part of what a step takes. `launched` is dropped when the target has its work, or when there
 /// is none: whatever can wait until then should, for until then the device waits.
 pub async fn step(
     star: &Star,
     now: Duration,
     only: Option<SeqId>,
+    since: Option<Instant>,
     launched: oneshot::Sender<()>,
 ) -> Result<Option<Stepped>, StepError> {
-    let start = Instant::now();
+    let since = since.unwrap_or_else(Instant::now);
     let Some(plan) = star.scheduler.call(PlanStep { now, only }).await? else { return Ok(None) };
     let reserved = star.kv.call(Reserve { plan }).await?;
     let seqs: Vec<SeqId> = reserved.plan.seqs.iter().map(|s| s.seq).collect();
@@ -64,10 +68,11 @@ pub async fn step(
     let verified = star.target.call(Verify { drafted, launched }).await?;
     let verified = verified.map_err(|fault| StepError::Fault(fault, seqs.clone()))?;
     let settled = star.kv.call(Settle { verified }).await?;
-    let settled = Settled { took: start.elapsed(), ..settled };
+    let settled_at = Instant::now();
+    let settled = Settled { took: settled_at - since, ..settled };
     log_line(&settled, rows);
     let events = star.scheduler.call(ApplyStep { settled, now }).await?;
-    Ok(Some(Stepped { events, seqs }))
+    Ok(Some(Stepped { events, seqs, settled_at }))
 }
 
 /// One fixed-column line per step: what an operator greps.

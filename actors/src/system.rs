@@ -288,6 +288,7 @@ impl Loop {
     async fn run(&self, supervisor: Port<Supervisor>) {
         let mut made: Vec<Event> = Vec::new();
         let mut only = None;
+        let mut since = None;
         loop {
             let now = self.handle.tracer.now();
             let (launched, at_work) = oneshot::channel();
@@ -296,11 +297,12 @@ impl Loop {
                 let _ = at_work.await;
                 self.deliver(events).await
             };
-            let (stepped, delivered) = futures::join!(step(&self.star, now, only, launched), deliver);
+            let (stepped, delivered) = futures::join!(step(&self.star, now, only, since, launched), deliver);
             let (cancelled, outcome) = match (delivered, stepped) {
                 (Err(closed), _) => (0, Err(StepError::Closed(closed))),
                 (Ok(cancelled), stepped) => (cancelled, stepped),
             };
+            since = outcome.as_ref().ok().and_then(|stepped| Some(stepped.as_ref()?.settled_at));
             let next = match outcome {
                 Ok(Some(stepped)) => self.after_step(&supervisor, stepped, only, &mut made).await,
                 Ok(None) if only.is_some() => {

@@ -158,7 +158,8 @@ pub struct Settled {
     pub passes: usize,
     /// Tokens that it read besides, because it had not guessed for a while.
     pub caught_up: usize,
-    /// How long the whole step took, its plan to its settlement; the loop around it knows.
+    /// How long the whole step took, from the settlement of the one before, or from its plan where it did not follow at
+    /// once; the loop around it knows.
     pub took: Duration,
 }
 
