@@ -22,6 +22,9 @@ struct Known {
     guessed: Option<Box<Guessed>>,
 }
 
+/// What a sequence's rates keep over a step without guesses: one that was hard to guess for a while is tried again.
+const FADE: f64 = 0.95;
+
 /// What became of the guesses for one sequence.
 #[derive(Clone, Default)]
 struct Guessed {
@@ -139,6 +142,9 @@ impl Drafting {
             (known.draft_us, known.verify_us) = (known.draft_us + draft_us, known.verify_us + verify_us);
             (known.passes, known.chosen) = (known.passes + 1, known.chosen + chosen as u64);
             self.total.pass(known.thinking, result.source, result.drafted, chosen);
+            if let Some(guessed) = known.guessed.as_mut().filter(|_| result.drafted == 0) {
+                guessed.rates.fade(FADE);
+            }
             if result.drafted > 0 {
                 let guessed = known.guessed.get_or_insert_default();
                 guessed.report.pass(known.thinking, result.source, result.drafted, chosen);

@@ -19,6 +19,9 @@ impl Rate {
         self.hits = self.hits * keep + f64::from(u8::from(hit));
         self.tries = self.tries * keep + 1.0;
     }
+    fn fade(&mut self, keep: f64) {
+        (self.hits, self.tries) = (self.hits * keep, self.tries * keep);
+    }
     /// The mean, with `prior` counting as `weight` tries.
     fn mean(&self, prior: f64, weight: f64) -> f64 {
         (self.hits + weight * prior) / (self.tries + weight)
@@ -60,6 +63,12 @@ impl Rates {
     /// Of `drafted` guesses `accepted` were right; `keep` is what older observations keep of their weight.
     pub fn observe(&mut self, thinking: bool, source: Source, drafted: usize, accepted: usize, keep: f64) {
         self.table[usize::from(thinking)][source as usize].observe(drafted, accepted, keep);
+    }
+    /// Nobody guessed in a step: what was seen before counts `keep` of what it did.
+    pub fn fade(&mut self, keep: f64) {
+        for by_position in self.table.iter_mut().flatten() {
+            by_position.each.iter_mut().chain([&mut by_position.all]).for_each(|rate| rate.fade(keep));
+        }
     }
     /// The chance that the first `i + 1` guesses are all right, for `i` below `max`: a sequence's own rates,
     /// where it has few yet those of all.

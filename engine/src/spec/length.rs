@@ -61,6 +61,8 @@ const PROBE_FIRST: u64 = 64;
 const PROBE_LAST: u64 = 2048;
 /// And never so often that trying takes more than this share of the time.
 const PROBE_SHARE: f64 = 0.005;
+/// Where they have paid, it is rather the times of steps with guesses that are out of date.
+const PROBE_WINNING: u64 = 16;
 
 /// Tokens a sequence that a draft model reads besides as a matter of course: those that the target put right.
 const FEW: usize = 4;
@@ -84,6 +86,8 @@ pub struct DraftLength {
     outcomes: Outcomes,
     rates: Rates,
     plain_left: usize,
+    /// The most guesses that a sequence had last, trials apart.
+    usual: usize,
     /// Whether the step in flight has guesses only to see whether they pay by now.
     probing: bool,
     /// By the class of [`Outcomes::class`].
@@ -115,6 +119,7 @@ impl DraftLength {
             outcomes: Outcomes::default(),
             rates: Rates::default(),
             plain_left: PLAIN_FIRST,
+            usual: 2,
             probing: false,
             probes: BTreeMap::new(),
         }
@@ -200,31 +205,35 @@ impl DraftLength {
         let best = self.best(candidates, (other_rows, context), limit, margin);
         self.probing = best.iter().all(|k| *k == 0);
         if self.probing {
-            return self.probe(candidates, context, limit);
+            return self.probe(candidates, context, limit, wins);
         }
+        self.usual = best.iter().copied().max().unwrap_or(self.usual);
         if wins {
             self.probes.remove(&Outcomes::class(candidates.len()));
         }
         best
     }
 
-    /// One sequence tries two guesses now and then: less often the longer that has not paid, and the more it takes.
-    fn probe(&mut self, candidates: &[Candidate<'_>], context: usize, limit: usize) -> Vec<usize> {
+    /// One sequence tries two guesses now and then: less often the longer that has not paid, and the more it takes. Where
+    /// guesses have won, it tries as many as were usual, and soon.
+    fn probe(&mut self, candidates: &[Candidate<'_>], context: usize, limit: usize, wins: bool) -> Vec<usize> {
         let mut lengths = vec![0; candidates.len()];
         // One whose draft has little to catch up with.
         let nearest = (0..candidates.len()).min_by_key(|i| candidates[*i].behind).unwrap_or(0);
         let candidate = &candidates[nearest];
         let times = self.step.table(context);
         let plain = times.at(candidates.len()).max(1e-9);
-        let mut takes = times.at(candidates.len() + 2) - plain;
+        let tries = if wins { self.usual } else { 2 };
+        let mut takes = times.at(candidates.len() + tries) - plain;
         if candidate.source == Source::Model {
-            takes += self.draft.table(1).at(2) + candidate.behind as f64 * self.read_us;
+            takes += self.draft.table(1).at(tries) + candidate.behind as f64 * self.read_us;
         }
         let probe = self.probes.entry(Outcomes::class(candidates.len())).or_default();
         probe.waited += 1;
-        if probe.waited >= probe.gap.max((takes / plain / PROBE_SHARE) as u64) {
+        let gap = if wins { PROBE_WINNING } else { probe.gap.max((takes / plain / PROBE_SHARE) as u64) };
+        if probe.waited >= gap {
             *probe = Probe { waited: 0, gap: (2 * probe.gap).min(PROBE_LAST) };
-            lengths[nearest] = candidate.most.min(2).min(self.options.max).min(limit);
+            lengths[nearest] = candidate.most.min(tries).min(self.options.max).min(limit);
         }
         lengths
     }

@@ -19,8 +19,11 @@ const WON: f64 = 8.0;
 const SPREAD: f64 = 16.0;
 /// Steps without guesses that are needed to judge by.
 const PLAIN: usize = 2;
-/// Weight of a new time of a step without guesses.
+/// Weight of a new time of a step without guesses, and what it is at most where many with guesses came between.
 const DECAY: f64 = 0.2;
+const DECAY_MOST: f64 = 0.6;
+/// A time without guesses that is this much off what was expected says that the guesses were judged by a wrong one.
+const STALE: f64 = 1.25;
 /// Every so many steps with guesses one is wanted without: as long as they win, and when they lose.
 const PLAIN_EVERY: u64 = 64;
 const PLAIN_IN_DOUBT: u64 = 8;
@@ -76,8 +79,13 @@ impl Outcomes {
         }
         let table = self.plain.table(context);
         if !guessed {
-            table.observe(seqs, us, DECAY);
-            let size = self.size(seqs);
+            let (knew, expected) = (table.knows(seqs), table.at(seqs));
+            let size = self.sizes.entry(Self::class(seqs)).or_default();
+            let weight = 1.0 - (1.0 - DECAY).powi(1 + size.since_plain.min(64) as i32);
+            table.observe(seqs, us, weight.min(DECAY_MOST));
+            if knew && us > STALE * expected {
+                size.lost = size.lost.min(0.0);
+            }
             size.plain_steps += 1;
             size.since_plain = 0;
             return;
