@@ -120,7 +120,7 @@ impl Drafting {
         let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
         let step = settled.took.saturating_sub(settled.draft_time).max(settled.device_time);
         if settled.rows == self.choosing {
-            self.length.observe_step(settled.rows + drafted, self.context, us(step));
+            self.length.observe_step(settled.rows + drafted, drafted, self.context, us(step));
         }
         let chosen: usize = settled.seqs.iter().map(|s| s.chosen.as_ref().map_or(0, Vec::len)).sum();
         // Steps that prefill too take as long as their prompts do; and a length that somebody fixed is not on trial.

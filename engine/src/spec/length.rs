@@ -54,7 +54,10 @@ impl Candidate<'_> {
 }
 
 /// Steps of a size that are run without guesses before the first with some: what guesses cost is a difference.
-const PLAIN_FIRST: usize = 2;
+const PLAIN_FIRST: usize = 4;
+/// So many steps without guesses after one with some do not count: they find the caches as the draft left them, and take
+/// longer than they would if nobody guessed.
+const SETTLING: usize = 2;
 /// Where guesses do not pay, they are tried again after so many steps, then after twice as many, ...
 const PROBE_FIRST: u64 = 64;
 /// ... up to so many.
@@ -86,6 +89,8 @@ pub struct DraftLength {
     outcomes: Outcomes,
     rates: Rates,
     plain_left: usize,
+    /// Steps since the last with guesses.
+    plain_run: usize,
     /// The most guesses that a sequence had last, trials apart.
     usual: usize,
     /// Whether the step in flight has guesses only to see whether they pay by now.
@@ -119,6 +124,7 @@ impl DraftLength {
             outcomes: Outcomes::default(),
             rates: Rates::default(),
             plain_left: PLAIN_FIRST,
+            plain_run: 0,
             usual: 2,
             probing: false,
             probes: BTreeMap::new(),
@@ -126,9 +132,13 @@ impl DraftLength {
     }
 
     /// A step of `rows` rows that all choose a token, over `context` cached tokens, took `us` microseconds without its
-    /// guessing.
-    pub fn observe_step(&mut self, rows: usize, context: usize, us: f64) {
-        self.step.table(context).observe(rows, us, self.options.decay);
+    /// guessing; `guessed` are those of its rows that were guesses.
+    pub fn observe_step(&mut self, rows: usize, guessed: usize, context: usize, us: f64) {
+        self.plain_run = if guessed > 0 { 0 } else { self.plain_run + 1 };
+        let table = self.step.table(context);
+        if guessed > 0 || self.plain_run > SETTLING || !table.knows(rows) {
+            table.observe(rows, us, self.options.decay);
+        }
     }
 
     /// Guessing for `seqs` sequences in `passes` passes of a draft model took `us` microseconds, in which it also read
@@ -156,7 +166,8 @@ impl DraftLength {
         us: f64,
         reading: f64,
     ) {
-        if !(guessed && self.probing) {
+        let counts = if guessed { !self.probing } else { self.plain_run > SETTLING };
+        if counts {
             self.outcomes.observe(seqs, context, guessed, tokens, us, reading);
         }
     }
@@ -301,7 +312,7 @@ mod tests {
 
     fn controller(step_us: impl Fn(usize) -> f64, pass_us: f64) -> DraftLength {
         let mut c = DraftLength::new(LengthOptions::default());
-        (1..200).for_each(|rows| c.observe_step(rows, 500, step_us(rows)));
+        (1..200).for_each(|rows| c.observe_step(rows, rows - 1, 500, step_us(rows)));
         (1..=8).for_each(|passes| assert_eq!(c.observe_draft(1, passes, 0, pass_us * passes as f64), 0.0));
         c.plain_left = 0;
         c
@@ -359,7 +370,7 @@ mod tests {
         let tries = |c: &mut DraftLength| c.choose(&[candidate(&found, Source::Suffix); 3], 0, 500, 999)[0] > 0;
         assert!((0..100).any(|_| tries(&mut free)), "what takes little is tried sooner");
         // It pays again: the very next step guesses.
-        (1..200).for_each(|rows| (0..200).for_each(|_| c.observe_step(rows, 500, 1000.0)));
+        (1..200).for_each(|rows| (0..200).for_each(|_| c.observe_step(rows, rows - 1, 500, 1000.0)));
         assert!(c.choose(&[candidate(&good, Source::Model); 3], 0, 500, 999)[0] > 0);
     }
 
@@ -368,14 +379,26 @@ mod tests {
         let good = rates(Source::Model, 9);
         let mut c = DraftLength::new(LengthOptions::default());
         let mut chosen = Vec::new();
-        for _ in 0..6 {
+        for _ in 0..8 {
             let k = c.choose(&[candidate(&good, Source::Model)], 0, 500, 999)[0];
-            c.observe_step(1 + k, 500, 1000.0 + 10.0 * k as f64);
+            c.observe_step(1 + k, k, 500, 1000.0 + 10.0 * k as f64);
             c.observe_draft(1, k, 0, 20.0 * k as f64);
             chosen.push(k);
         }
-        assert_eq!(chosen[..2], [0, 0]);
-        assert!(chosen[2..].iter().all(|k| *k == 8), "{chosen:?}");
+        assert_eq!(chosen[..4], [0; 4]);
+        assert!(chosen[4..].iter().all(|k| *k == 8), "{chosen:?}");
+    }
+
+    #[test]
+    fn steps_right_after_guesses_are_no_measure_of_those_without() {
+        let mut c = controller(|rows| 1000.0 + 10.0 * rows as f64, 20.0);
+        let plain = |c: &mut DraftLength| c.step.table(500).at(1);
+        let before = plain(&mut c);
+        c.observe_step(3, 2, 500, 1030.0);
+        (0..SETTLING).for_each(|_| c.observe_step(1, 0, 500, 1500.0));
+        assert_eq!(plain(&mut c), before);
+        c.observe_step(1, 0, 500, 1500.0);
+        assert!(plain(&mut c) > before);
     }
 
     #[test]
