@@ -12,12 +12,14 @@ Exit code 1 if more than `--allow` problems differ.
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 
 def texts(options, temperature):
@@ -36,7 +38,7 @@ def texts(options, temperature):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ponder", default=str(ROOT / "target/release/ponder"))
+    parser.add_argument("--ponder", default=str(TARGET / "release/ponder"))
     parser.add_argument("--data", default=str(ROOT / "examples/data/heldout.jsonl"))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0])

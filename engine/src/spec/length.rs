@@ -260,10 +260,11 @@ impl DraftLength {
         let times = self.step.table(context);
         let plain = times.at(candidates.len());
         let base = times.at(other_rows + candidates.len()).max(plain).max(1e-9);
+        let most = self.options.max.min(self.outcomes.most(candidates.len()));
         let mut reading = Vec::with_capacity(candidates.len());
         let mut pairs: Vec<(f64, usize)> = Vec::new();
         for (seq, c) in candidates.iter().enumerate() {
-            let survival = c.rates.survival(&self.rates, c.thinking, c.source, c.most.min(self.options.max));
+            let survival = c.rates.survival(&self.rates, c.thinking, c.source, c.most.min(most));
             // One that would take longer to catch up than its guesses can save is no burden on the others.
             let more: f64 = survival.iter().sum();
             let saves = more * base / candidates.len() as f64;
@@ -315,6 +316,10 @@ mod tests {
         (1..200).for_each(|rows| c.observe_step(rows, rows - 1, 500, step_us(rows)));
         (1..=8).for_each(|passes| assert_eq!(c.observe_draft(1, passes, 0, pass_us * passes as f64), 0.0));
         c.plain_left = 0;
+        for seqs in [1, 2, 4, 32] {
+            (0..4).for_each(|_| c.outcomes.observe(seqs, 500, false, seqs, 1000.0, 0.0));
+            (0..2).for_each(|_| c.outcomes.observe(seqs, 500, true, 2 * seqs, 1000.0, 0.0));
+        }
         c
     }
     fn rates(source: Source, hits_of_ten: usize) -> Rates {
@@ -375,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_size_is_measured_plain_first() {
+    fn a_new_size_is_measured_plain_first_then_with_few_guesses() {
         let good = rates(Source::Model, 9);
         let mut c = DraftLength::new(LengthOptions::default());
         let mut chosen = Vec::new();
@@ -383,10 +388,10 @@ mod tests {
             let k = c.choose(&[candidate(&good, Source::Model)], 0, 500, 999)[0];
             c.observe_step(1 + k, k, 500, 1000.0 + 10.0 * k as f64);
             c.observe_draft(1, k, 0, 20.0 * k as f64);
+            c.observe_outcome(1, 500, k > 0, 1 + k, 1000.0 + 30.0 * k as f64, 0.0);
             chosen.push(k);
         }
-        assert_eq!(chosen[..4], [0; 4]);
-        assert!(chosen[4..].iter().all(|k| *k == 8), "{chosen:?}");
+        assert_eq!(chosen, [0, 0, 0, 0, 3, 6, 8, 8]);
     }
 
     #[test]

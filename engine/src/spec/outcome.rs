@@ -27,6 +27,9 @@ const STALE: f64 = 1.25;
 /// Every so many steps with guesses one is wanted without: as long as they win, and when they lose.
 const PLAIN_EVERY: u64 = 64;
 const PLAIN_IN_DOUBT: u64 = 8;
+/// Guesses of a sequence in the first steps with some; each that wins allows twice as many. A first trial with all that
+/// seem to pay, before anybody knows what they cost, could take as long as ten plain steps.
+const FIRST: usize = 3;
 /// Rests, in steps.
 const REST_FIRST: u64 = 512;
 const REST_LAST: u64 = 8192;
@@ -43,11 +46,13 @@ struct Size {
     /// Time of catching up that no step has answered for yet.
     debt: f64,
     since_plain: u64,
+    /// Most guesses of a sequence.
+    most: usize,
 }
 
 impl Default for Size {
     fn default() -> Self {
-        Self { plain_steps: 0, lost: 0.0, rest_until: 0, rest: REST_FIRST, debt: 0.0, since_plain: 0 }
+        Self { plain_steps: 0, lost: 0.0, rest_until: 0, rest: REST_FIRST, debt: 0.0, since_plain: 0, most: FIRST }
     }
 }
 
@@ -103,17 +108,25 @@ impl Outcomes {
         // A step that was disturbed is one that lost, not proof.
         let lost = (us / plain - tokens as f64 / seqs as f64).min(LOST / 4.0);
         size.lost = (size.lost + lost).max(-WON);
+        if lost < 0.0 {
+            size.most = size.most.saturating_mul(2);
+        }
         if size.lost <= -WON {
             size.rest = REST_FIRST;
         } else if size.lost >= LOST {
             (size.rest_until, size.rest) = (clock + size.rest, (4 * size.rest).min(REST_LAST));
-            (size.lost, size.debt) = (0.0, 0.0);
+            (size.lost, size.debt, size.most) = (0.0, 0.0, FIRST);
         }
     }
 
     /// Whether guessing for `seqs` sequences has won for long.
     pub fn wins(&mut self, seqs: usize) -> bool {
         self.size(seqs).lost < -WON / 2.0
+    }
+
+    /// Most guesses that a sequence should have, one of `seqs`.
+    pub fn most(&mut self, seqs: usize) -> usize {
+        self.size(seqs).most
     }
 
     /// Whether the next step with `seqs` sequences should have no guesses: it is one of a rest, or its time is wanted.
