@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 /// A mean, decayed, of so many observations.
 #[derive(Clone, Copy, Debug)]
 struct Mean {
+    /// Of the counts.
+    count: f64,
     us: f64,
     seen: u32,
 }
 
-/// Mean times in microseconds by a count (rows of a step, passes of a draft), decayed. Counts up to 32 are apart, larger
-/// ones in sixteenths of an octave.
+/// Mean times in microseconds by a count (rows of a step, passes of a draft), decayed. Counts up to 8 are apart, larger
+/// ones in quarters of an octave: of many noisy times, each seen a few times, the luckiest would be chosen.
 #[derive(Clone, Debug, Default)]
 pub struct CostTable {
     by_count: BTreeMap<usize, Mean>,
@@ -19,16 +21,17 @@ pub struct CostTable {
 impl CostTable {
     /// Something with this count took `us`; `decay` is the weight of the observation, once there are many.
     pub fn observe(&mut self, count: usize, us: f64, decay: f64) {
-        let mean = self.by_count.entry(Self::class(count)).or_insert(Mean { us, seen: 0 });
+        let mean = self.by_count.entry(Self::class(count)).or_insert(Mean { count: count as f64, us, seen: 0 });
         mean.seen = mean.seen.saturating_add(1);
         // A step that was disturbed (a busy machine, a first compilation) is an outlier upwards; one that is
         // much faster than the first says that the first was disturbed.
         let decay = if us < 0.7 * mean.us { 0.5 } else { decay.max(1.0 / f64::from(mean.seen)) };
         mean.us += decay * (us.min(2.0 * mean.us) - mean.us);
+        mean.count += decay * (count as f64 - mean.count);
     }
     /// The smallest of the counts that are seen as one.
     fn class(count: usize) -> usize {
-        let low = count.max(1).ilog2().saturating_sub(4);
+        let low = count.max(1).ilog2().saturating_sub(2);
         count >> low << low
     }
     /// Whether this count was seen.
@@ -41,17 +44,17 @@ impl CostTable {
     }
     /// The expected time. Before anything is known it is 1, whatever the count: so the first guesses are tried.
     pub fn at(&self, count: usize) -> f64 {
-        let count = Self::class(count);
-        let below = self.by_count.range(..=count).next_back().map(|(c, mean)| (c, mean.us));
-        let above = self.by_count.range(count..).next().map(|(c, mean)| (c, mean.us));
-        match (below, above) {
-            (Some((c0, t0)), Some((c1, t1))) if c0 != c1 => t0 + (t1 - t0) * (count - c0) as f64 / (c1 - c0) as f64,
-            (Some((_, t)), Some(_)) | (None, Some((_, t))) => t,
-            (Some((c0, t0)), None) => {
+        let (class, count) = (Self::class(count), count as f64);
+        // Means of neighbouring classes are in the order of their counts; that of the count's own may be on either side.
+        let mut below = self.by_count.range(..=class).rev().map(|(_, mean)| mean).filter(|mean| mean.count <= count);
+        let above = self.by_count.range(class..).map(|(_, mean)| mean).find(|mean| mean.count >= count);
+        match (below.next(), above) {
+            (Some(a), Some(b)) if a.count < b.count => a.us + (b.us - a.us) * (count - a.count) / (b.count - a.count),
+            (_, Some(mean)) => mean.us,
+            (Some(last), None) => {
                 // Beyond what was seen: the last slope, at least flat.
-                let slope =
-                    self.by_count.range(..c0).next_back().map_or(0.0, |(c, mean)| (t0 - mean.us) / (c0 - c) as f64);
-                t0 + slope.max(0.0) * (count - c0) as f64
+                let slope = below.next().map_or(0.0, |mean| (last.us - mean.us) / (last.count - mean.count));
+                last.us + slope.max(0.0) * (count - last.count)
             }
             (None, None) => 1.0,
         }
@@ -98,8 +101,10 @@ mod tests {
         table.observe(2, 1e6, 0.1);
         assert!(table.at(2) < 111.0, "and less where more was seen");
         assert!(table.knows(6) && !table.knows(4));
-        table.observe(65, 900.0, 0.1);
-        assert!(table.knows(67) && table.at(66) == 900.0 && !table.knows(68));
+        table.observe(64, 900.0, 0.1);
+        table.observe(68, 1100.0, 0.1);
+        assert!(table.knows(79) && !table.knows(80));
+        assert_eq!(table.at(66), 1000.0, "the mean of both");
     }
 
     #[test]
