@@ -97,9 +97,10 @@ unsafe fn add_products<S: Isa, W: Floats, const T: usize, const P: usize, const 
     x: *const f32,
     sums: &mut [[S::F; T]; P],
 ) {
-    // SAFETY: the caller's promise (here and below).
+    // SAFETY: the caller's promise.
     let x = array!(s.splat(0.0), T, t => s.splat(unsafe { *x.add(t) }));
     for (p, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: as above.
         let weight = unsafe { W::load::<S, WHICH>(s, words(p)) };
         for (sum, x) in sums.iter_mut().zip(x) {
             *sum = s.fma(weight, x, *sum);
