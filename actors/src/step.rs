@@ -50,8 +50,8 @@ impl From<PortClosed> for StepError {
 }
 
 /// Runs one step; `None` when there is nothing to do. `since` is when the step before was settled, if this one follows at
-/// once: what happens in between is part of what a step takes. `launched` is dropped when the target has its work, or when there
-/// is none: whatever can wait until then should, for until then the device waits.
+/// once: what happens in between is part of what a step takes. `launched` is dropped when the target has its work, or
+/// when there is none: whatever can wait until then should, for until then the device waits.
 pub async fn step(
     star: &Star,
     now: Duration,

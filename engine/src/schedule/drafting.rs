@@ -142,10 +142,9 @@ impl Drafting {
             (known.draft_us, known.verify_us) = (known.draft_us + draft_us, known.verify_us + verify_us);
             (known.passes, known.chosen) = (known.passes + 1, known.chosen + chosen as u64);
             self.total.pass(known.thinking, result.source, result.drafted, chosen);
-            if let Some(guessed) = known.guessed.as_mut().filter(|_| result.drafted == 0) {
-                guessed.rates.fade(FADE);
-            }
-            if result.drafted > 0 {
+            if result.drafted == 0 {
+                known.guessed.iter_mut().for_each(|guessed| guessed.rates.fade(FADE));
+            } else {
                 let guessed = known.guessed.get_or_insert_default();
                 guessed.report.pass(known.thinking, result.source, result.drafted, chosen);
                 known.source = result.source;

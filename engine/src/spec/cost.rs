@@ -11,7 +11,7 @@ struct Mean {
     seen: u32,
 }
 
-/// Mean times in microseconds by a count (rows of a step, passes of a draft), decayed. Counts up to 8 are apart, larger
+/// Mean times in microseconds by a count (rows of a step, passes of a draft), decayed. Counts below 8 are apart, larger
 /// ones in quarters of an octave: of many noisy times, each seen a few times, the luckiest would be chosen.
 #[derive(Clone, Debug, Default)]
 pub struct CostTable {

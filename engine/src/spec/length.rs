@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::cost::CostTables;
-use super::outcome::Outcomes;
+use super::outcome::{Outcomes, PLAIN};
 use super::{Rates, Source};
 
 /// Limits of the controller.
@@ -54,7 +54,7 @@ impl Candidate<'_> {
 }
 
 /// Steps of a size that are run without guesses before the first with some: what guesses cost is a difference.
-const PLAIN_FIRST: usize = 4;
+const PLAIN_FIRST: usize = SETTLING + PLAIN;
 /// So many steps without guesses after one with some do not count: they find the caches as the draft left them, and take
 /// longer than they would if nobody guessed.
 const SETTLING: usize = 2;
@@ -64,6 +64,8 @@ const PROBE_FIRST: u64 = 64;
 const PROBE_LAST: u64 = 2048;
 /// And never so often that trying takes more than this share of the time.
 const PROBE_SHARE: f64 = 0.005;
+/// Guesses of a trial.
+const PROBE_GUESSES: usize = 2;
 /// Where they have paid, it is rather the times of steps with guesses that are out of date.
 const PROBE_WINNING: u64 = 16;
 
@@ -89,7 +91,7 @@ pub struct DraftLength {
     outcomes: Outcomes,
     rates: Rates,
     plain_left: usize,
-    /// Steps since the last with guesses.
+    /// Steps that only chose tokens since the last with guesses.
     plain_run: usize,
     /// The most guesses that a sequence had last, trials apart.
     usual: usize,
@@ -125,7 +127,7 @@ impl DraftLength {
             rates: Rates::default(),
             plain_left: PLAIN_FIRST,
             plain_run: 0,
-            usual: 2,
+            usual: PROBE_GUESSES,
             probing: false,
             probes: BTreeMap::new(),
         }
@@ -234,14 +236,14 @@ impl DraftLength {
         let candidate = &candidates[nearest];
         let times = self.step.table(context);
         let plain = times.at(candidates.len()).max(1e-9);
-        let tries = if wins { self.usual } else { 2 };
-        let mut takes = times.at(candidates.len() + tries) - plain;
+        let mut takes = times.at(candidates.len() + PROBE_GUESSES) - plain;
         if candidate.source == Source::Model {
-            takes += self.draft.table(1).at(tries) + candidate.behind as f64 * self.read_us;
+            takes += self.draft.table(1).at(PROBE_GUESSES) + candidate.behind as f64 * self.read_us;
         }
         let probe = self.probes.entry(Outcomes::class(candidates.len())).or_default();
         probe.waited += 1;
-        let gap = if wins { PROBE_WINNING } else { probe.gap.max((takes / plain / PROBE_SHARE) as u64) };
+        let seldom = probe.gap.max((takes / plain / PROBE_SHARE) as u64);
+        let (gap, tries) = if wins { (PROBE_WINNING, self.usual) } else { (seldom, PROBE_GUESSES) };
         if probe.waited >= gap {
             *probe = Probe { waited: 0, gap: (2 * probe.gap).min(PROBE_LAST) };
             lengths[nearest] = candidate.most.min(tries).min(self.options.max).min(limit);

@@ -18,7 +18,7 @@ const WON: f64 = 8.0;
 /// What it takes a draft to catch up with what was said while it rested is put to the account of so many steps.
 const SPREAD: f64 = 16.0;
 /// Steps without guesses that are needed to judge by.
-const PLAIN: usize = 2;
+pub(super) const PLAIN: usize = 2;
 /// Weight of a new time of a step without guesses, and what it is at most where many with guesses came between.
 const DECAY: f64 = 0.2;
 const DECAY_MOST: f64 = 0.6;

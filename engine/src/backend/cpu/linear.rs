@@ -204,6 +204,7 @@ pub struct Linear {
     space: RowSpace,
     input: Input,
     products: Vec<Product>,
+    work: Work,
 }
 
 impl Linear {
@@ -216,7 +217,9 @@ impl Linear {
             first += matrix.shape.count();
             Product { first: first - matrix.shape.count(), bias: bias.map(|s| b.ptr(s)), out: b.ptr(*out), matrix }
         };
-        Self { space, input: Input::new(b, x, &weights), products: products.iter().map(make).collect() }
+        let products: Vec<Product> = products.iter().map(make).collect();
+        let work = Work::of(products.iter().map(|p| &p.matrix));
+        Self { space, input: Input::new(b, x, &weights), products, work }
     }
 }
 
@@ -244,7 +247,7 @@ impl Step for Linear {
     fn run(&self, w: &Worker<'_>, live: &Live) {
         let rows = live.rows(self.space);
         self.input.prepare(w, rows);
-        share(w, &self.input, rows, &Work::of(self.products.iter().map(|p| &p.matrix)), |(from, to), tiles| {
+        share(w, &self.input, rows, &self.work, |(from, to), tiles| {
             for tile in tiles {
                 for p in &self.products {
                     let (from, to) = (from.max(p.first) - p.first, to.min(p.first + p.matrix.shape.count()));

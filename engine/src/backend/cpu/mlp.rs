@@ -23,6 +23,7 @@ pub struct GateUp {
     input: Input,
     gate: Matrix,
     up: Matrix,
+    work: Work,
     gated: Ptr<f32>,
     activation: Activation,
     level: Level,
@@ -31,10 +32,12 @@ pub struct GateUp {
 impl GateUp {
     /// The first half of a [`op::GatedMlp`].
     pub fn new(b: &Builder<'_>, o: &op::GatedMlp) -> Self {
+        let (gate, up) = (Matrix::new(b, o.gate), Matrix::new(b, o.up));
         Self {
             input: Input::new(b, o.x, &[o.gate, o.up]),
-            gate: Matrix::new(b, o.gate),
-            up: Matrix::new(b, o.up),
+            work: Work::side_by_side(&gate, &up),
+            gate,
+            up,
             gated: b.ptr(o.gated),
             activation: o.activation,
             level: b.level,
@@ -73,7 +76,7 @@ impl Step for GateUp {
     fn run(&self, w: &Worker<'_>, live: &Live) {
         let rows = live.rows(RowSpace::Batch);
         self.input.prepare(w, rows);
-        share(w, &self.input, rows, &Work::side_by_side(&self.gate, &self.up), |(from, to), tiles| {
+        share(w, &self.input, rows, &self.work, |(from, to), tiles| {
             for tile in tiles {
                 for at in (from..to).step_by(STRIP) {
                     // SAFETY: prepared above; items are disjoint in panels or rows.

@@ -62,6 +62,7 @@ pub struct CpuBackend {
     level: Level,
     pool: Pool,
     arena: Arena,
+    on_all: bool,
 }
 
 impl CpuBackend {
@@ -90,23 +91,33 @@ impl CpuBackend {
             row_buckets: vec![512],
             features: vec![level.name().into(), format!("{threads} threads")],
         };
-        Ok(Self { info, level, pool, arena: Arena::default() })
+        Ok(Self { info, level, pool, arena: Arena::default(), on_all: false })
     }
     /// The SIMD level in use.
     pub fn level(&self) -> Level {
         self.level
     }
-    /// Threads of a launch.
+    /// Threads of a launch, at most.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+    /// Every launch on all threads from now on, however little it has to do: for tests of what threads do together.
+    pub fn always_on_all_threads(mut self) -> Self {
+        self.on_all = true;
+        self
+    }
+    /// Threads of a launch of `plan`.
+    fn threads_for(&self, plan: &Plan, live: &plan::Live) -> usize {
+        if self.on_all { self.pool.threads() } else { plan.threads(live, self.pool.threads()) }
     }
     /// Launches `plan` step by step; returns each step's op and its seconds.
     pub fn profile(&mut self, plan: &Plan) -> Result<Vec<(&'static str, f64)>> {
         let live = plan.live_rows();
+        let threads = self.threads_for(plan, &live);
         let mut seconds = Vec::new();
         for (step, op) in plan.steps.iter().zip(&plan.ops) {
             let begun = std::time::Instant::now();
-            self.pool.run(&|w| step.run(w, &live)).map_err(|panic| lost(plan, &panic))?;
+            self.pool.run_on(threads, &|w| step.run(w, &live)).map_err(|panic| lost(plan, &panic))?;
             seconds.push((*op, begun.elapsed().as_secs_f64()));
         }
         Ok(seconds)
@@ -231,7 +242,7 @@ impl Backend for CpuBackend {
         let live = plan.live_rows();
         let steps = &plan.steps;
         let work = |w: &pool::Worker<'_>| steps.iter().for_each(|step| step.run(w, &live));
-        self.pool.run_on(plan.threads(&live, self.pool.threads()), &work).map_err(|panic| lost(plan, &panic))
+        self.pool.run_on(self.threads_for(plan, &live), &work).map_err(|panic| lost(plan, &panic))
     }
     fn wait(&mut self, (): ()) -> Result<()> {
         Ok(())

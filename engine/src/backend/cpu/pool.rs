@@ -287,8 +287,10 @@ mod tests {
         for threads in [1, 2, 5] {
             let mut pool = Pool::new(threads).unwrap();
             let items: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
-            for _ in 0..20 {
-                pool.run(&|w| {
+            for turn in 0..20 {
+                // Some of the launches on fewer threads.
+                pool.run_on(threads - turn % threads, &|w| {
+                    assert_eq!(w.threads, threads - turn % threads);
                     for round in 0..10 {
                         w.phase(items.len(), 7, |range| {
                             range.for_each(|i| {

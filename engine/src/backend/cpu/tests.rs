@@ -11,24 +11,30 @@ use crate::op::problem::problems;
 /// Every level of this machine with one and with two threads.
 fn backends() -> impl Iterator<Item = CpuBackend> {
     let levels = Level::available().into_iter();
-    levels.flat_map(|level| [1, 2].map(|threads| CpuBackend::with_level(threads, level).unwrap()))
+    levels
+        .flat_map(|level| [1, 2].map(|threads| CpuBackend::with_level(threads, level).unwrap().always_on_all_threads()))
+}
+
+/// The fastest level on two threads.
+fn on_two_threads() -> CpuBackend {
+    CpuBackend::new(2).unwrap().always_on_all_threads()
 }
 
 #[test]
 fn the_fastest_level_agrees_with_the_oracle() {
-    let count = agrees_with_reference(&mut CpuBackend::new(2).unwrap()).unwrap();
+    let count = agrees_with_reference(&mut on_two_threads()).unwrap();
     assert!(count > 100);
 }
 
 #[test]
 fn blocks_move_here_and_in_the_oracle() {
-    assert!(blocks_move(&mut CpuBackend::new(2).unwrap()).unwrap() > 64);
+    assert!(blocks_move(&mut on_two_threads()).unwrap() > 64);
     assert!(blocks_move(&mut crate::backend::reference::ReferenceBackend::default()).unwrap() > 64);
 }
 
 #[test]
 fn rows_keep_their_bits() {
-    rows_are_independent(&mut CpuBackend::new(2).unwrap()).unwrap();
+    rows_are_independent(&mut on_two_threads()).unwrap();
 }
 
 #[test]
@@ -38,7 +44,7 @@ fn broken_tokens_are_not_hidden_by_the_cache() {
 
 #[test]
 fn chunks_give_the_same_bits() {
-    let count = chunks_keep_their_bits(&mut CpuBackend::new(2).unwrap()).unwrap();
+    let count = chunks_keep_their_bits(&mut on_two_threads()).unwrap();
     assert!(count > 30, "{count}");
 }
 
@@ -60,7 +66,7 @@ fn levels_and_threads_give_the_same_bits() {
 
 #[test]
 fn lowered_programs_give_the_same_bits() {
-    let mut backend = CpuBackend::new(2).unwrap();
+    let mut backend = on_two_threads();
     for problem in problems(8, 7) {
         let fused = run(&mut backend, &problem).unwrap();
         let mut small = problem.clone();

@@ -63,6 +63,7 @@ pub fn max_tile(level: Level) -> usize {
 
 #[inline(always)]
 fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileFn {
+    assert!(rows <= S::MAX_TILE, "no tile of {rows} rows");
     macro_rules! table {
         ($($format:ident => $kernel:ident<$quant:ty>),*) => {
             match (format, rows) {
