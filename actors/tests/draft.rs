@@ -38,6 +38,8 @@ enum Mood {
     Foreign,
     /// Its device refuses every fifth batch.
     Refuses,
+    /// A target that takes long enough for a draft to guess on meanwhile.
+    Slow,
 }
 
 struct Hash {
@@ -59,6 +61,7 @@ impl BatchRunner for Hash {
         match self.mood {
             Mood::Panics if runs.is_multiple_of(7) => panic!("a bad day"),
             Mood::Hangs if runs.is_multiple_of(9) => std::thread::sleep(Duration::from_millis(400)),
+            Mood::Slow => std::thread::sleep(Duration::from_millis(2)),
             Mood::Refuses if runs.is_multiple_of(5) => return Err(ponder_engine::Error::invalid("batch", "not today")),
             _ => {}
         }
@@ -99,14 +102,14 @@ const CONTEXT: usize = 120;
 
 /// A system with a draft in this mood, if any; counts the target's batches.
 fn system(blocks: usize, draft: Option<(Mood, usize)>, drafts: DraftPolicy, runs: &Arc<AtomicUsize>) -> System {
-    system_with(blocks, draft, drafts, runs, false)
+    system_with(blocks, draft, drafts, (Mood::Good, runs), false)
 }
 
 fn system_with(
     blocks: usize,
     draft: Option<(Mood, usize)>,
     drafts: DraftPolicy,
-    runs: &Arc<AtomicUsize>,
+    (target, runs): (Mood, &Arc<AtomicUsize>),
     ahead: bool,
 ) -> System {
     let scheduler = SchedulerOptions {
@@ -130,17 +133,18 @@ fn system_with(
     let draft = draft.map(|(mood, context)| DraftSetup {
         loader: loader(mood, &Arc::default()),
         limits: ModelLimits { rollout, max_model_len: context, blocks, block_size: BLOCK },
-        timeout: Duration::from_millis(100),
+        // Only one that hangs is to be given up, however busy the machine is.
+        timeout: Duration::from_millis(if mood == Mood::Hangs { 100 } else { 10_000 }),
         ahead,
     });
     System::start(SystemOptions {
         scheduler,
         cache: Default::default(),
-        target: loader(Mood::Good, runs),
+        target: loader(target, runs),
         tokenizer: Arc::new(common::tokenizer()),
         lookup: Lookup::None,
         draft,
-        step_timeout: Duration::from_secs(5),
+        step_timeout: Duration::from_secs(20),
         lengths: Default::default(),
         keep_lengths: None,
     })
@@ -223,7 +227,7 @@ fn a_draft_on_its_own_device_goes_ahead_and_changes_nothing() {
     let want = plain(4);
     for mood in [Mood::Good, Mood::Wrong, Mood::Panics, Mood::Hangs, Mood::Nan, Mood::Refuses] {
         for blocks in [200, 45] {
-            let system = system_with(blocks, Some((mood, CONTEXT)), DraftPolicy::Fixed(3), &Arc::default(), true);
+            let system = system_with(blocks, Some((mood, CONTEXT)), DraftPolicy::Fixed(3), (Mood::Slow, &Arc::default()), true);
             let all: Vec<Generation> = (0..4).map(|i| ask(&system, i, 60)).collect();
             all.into_iter().zip(&want).for_each(|(g, want)| assert_eq!(&text(g), want, "{mood:?}, {blocks} blocks"));
             let tracer = system.handle().tracer();
