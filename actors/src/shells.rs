@@ -243,8 +243,6 @@ impl Handler<Sent<Verify>> for TargetModel {
         }
         self.tracer.asked(drafted.draft_time);
         let result = self.device.as_ref().map(|device| device.run(batch));
-        // The device's thread may be on this very core, and has waited for long enough.
-        std::thread::yield_now();
         drop(launched);
         let (timeout, tracer) = (self.step_timeout, self.tracer.clone());
         Box::pin(async move {
