@@ -227,7 +227,8 @@ fn a_draft_on_its_own_device_goes_ahead_and_changes_nothing() {
     let want = plain(4);
     for mood in [Mood::Good, Mood::Wrong, Mood::Panics, Mood::Hangs, Mood::Nan, Mood::Refuses] {
         for blocks in [200, 45] {
-            let system = system_with(blocks, Some((mood, CONTEXT)), DraftPolicy::Fixed(3), (Mood::Slow, &Arc::default()), true);
+            let system =
+                system_with(blocks, Some((mood, CONTEXT)), DraftPolicy::Fixed(3), (Mood::Slow, &Arc::default()), true);
             let all: Vec<Generation> = (0..4).map(|i| ask(&system, i, 60)).collect();
             all.into_iter().zip(&want).for_each(|(g, want)| assert_eq!(&text(g), want, "{mood:?}, {blocks} blocks"));
             let tracer = system.handle().tracer();

@@ -11,10 +11,12 @@ use ponder_actors::{Generation, Submission};
 use ponder_engine::Error;
 use ponder_engine::checkpoint::plan::bytes_in_words;
 use ponder_engine::request::SamplingParams;
+use ponder_engine::schedule::DraftPolicy;
 use serde_json::{Value, json};
 
 use super::args::{ModelArgs, OutputArgs};
 use super::progress::Loading;
+use super::speculation::draft_policy;
 
 /// Flags of `ponder bench`.
 #[derive(Args)]
@@ -57,8 +59,8 @@ pub struct BenchArgs {
     /// Measurements, of which the median is told
     #[arg(long, short, env = "PONDER_REPEATS", allow_negative_numbers = true, default_value_t = 3, value_name = "R")]
     pub repeats: usize,
-    /// Prompts, one JSON object a line ({"prompt": ...} or {"messages": ...}): compares no guesses, 1 to 8 of them,
-    /// and as many as pay; needs --draft-model
+    /// Prompts, one JSON object a line ({"prompt": ...} or {"messages": ...}): compares no guesses with some; needs
+    /// --draft-model
     #[arg(long, env = "PONDER_WORKLOAD", value_name = "FILE")]
     pub workload: Option<PathBuf>,
     /// With --workload: most tokens of each answer
@@ -67,6 +69,9 @@ pub struct BenchArgs {
     /// With --workload: temperature of every request
     #[arg(long, env = "PONDER_WORKLOAD_TEMPERATURE", default_value_t = 0.0, value_name = "T")]
     pub workload_temperature: f32,
+    /// With --workload: how many guesses are compared with none: numbers, and auto for as many as pay
+    #[arg(long, env = "PONDER_WORKLOAD_LENGTHS", value_delimiter = ',', value_parser = draft_policy, default_value = "1,2,3,4,5,6,7,8,auto", value_name = "K,...")]
+    pub workload_lengths: Vec<DraftPolicy>,
     /// With --workload: compare the ways to accept a draft model's guesses, at temperatures 0, 0.6 and 1, instead
     #[arg(long, env = "PONDER_ACCEPTANCE", requires = "workload", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub acceptance: bool,

@@ -135,7 +135,8 @@ fn by_position(counts: &Acceptance) -> Vec<f64> {
     pairs.map(|(drafted, accepted)| accepted as f64 / *drafted as f64).collect()
 }
 
-fn draft_policy(word: &str) -> std::result::Result<DraftPolicy, String> {
+/// A number of guesses, or `auto`.
+pub(super) fn draft_policy(word: &str) -> std::result::Result<DraftPolicy, String> {
     if word == "auto" {
         return Ok(DraftPolicy::Auto(LengthOptions::default()));
     }

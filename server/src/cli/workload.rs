@@ -1,4 +1,4 @@
-//! `ponder bench --workload`: what guessing brings on real prompts: none, 1 to 8 guesses, and as many as pay,
+//! `ponder bench --workload`: what guessing brings on real prompts: none, so many guesses, and as many as pay,
 //! on one loaded engine. Every setting must give the same tokens; one that differs is an error.
 //!
 //! A machine is seldom the same for long: clocks change, neighbours come and go. So the prompts are cut into parts, and
@@ -15,7 +15,7 @@ use ponder::{Engine, Opened, Prompt};
 use ponder_engine::Error;
 use ponder_engine::request::SamplingParams;
 use ponder_engine::schedule::DraftPolicy;
-use ponder_engine::spec::{LengthOptions, SpecReport};
+use ponder_engine::spec::SpecReport;
 use ponder_engine::text::Message;
 use serde_json::{Value, json};
 
@@ -67,11 +67,9 @@ pub fn compare(args: &BenchArgs, file: &Path) -> Result<()> {
     loading.done();
     let part = TURNS * args.batch;
     let parts: Vec<usize> = (0..prompts.len()).step_by(part).collect();
-    let mut off = Setting::new("off", DraftPolicy::Off, parts.len());
-    let fixed = (1..=8).map(|k| (format!("K={k}"), DraftPolicy::Fixed(k)));
-    let auto = ("auto".to_string(), DraftPolicy::Auto(LengthOptions::default()));
-    let settings = fixed.chain([auto]).map(|(name, policy)| Setting::new(&name, policy, parts.len()));
-    let mut settings: Vec<Setting> = settings.collect();
+    let new = |policy: &DraftPolicy| Setting::new(&name(*policy), *policy, parts.len());
+    let mut off = new(&DraftPolicy::Off);
+    let mut settings: Vec<Setting> = args.workload_lengths.iter().map(new).collect();
     let bar = loading.bar((args.repeats * settings.len()) as u64, "settings");
     // Every pass is a tenant of its own: what the same prompts were answered before must not serve as guesses.
     let want = run(&engine, args, &prompts, 0, "warm-up")?;
@@ -111,6 +109,15 @@ pub fn compare(args: &BenchArgs, file: &Path) -> Result<()> {
     engine.write_trace()?;
     show(args, &off, &settings, &want);
     Ok(())
+}
+
+/// The word for a policy.
+fn name(policy: DraftPolicy) -> String {
+    match policy {
+        DraftPolicy::Off => "off".into(),
+        DraftPolicy::Fixed(k) => format!("K={k}"),
+        DraftPolicy::Auto(_) => "auto".into(),
+    }
 }
 
 /// Prompts of a file, one JSON object a line.
