@@ -18,14 +18,18 @@ pub struct CostTable {
     by_count: BTreeMap<usize, Mean>,
 }
 
+/// Observations of a count that may have been disturbed together.
+const FIRST: u32 = 4;
+
 impl CostTable {
     /// Something with this count took `us`; `decay` is the weight of the observation, once there are many.
     pub fn observe(&mut self, count: usize, us: f64, decay: f64) {
         let mean = self.by_count.entry(Self::class(count)).or_insert(Mean { count: count as f64, us, seen: 0 });
         mean.seen = mean.seen.saturating_add(1);
-        // A step that was disturbed (a busy machine, a first compilation) is an outlier upwards; one that is
-        // much faster than the first says that the first was disturbed.
-        let decay = if us < 0.7 * mean.us { 0.5 } else { decay.max(1.0 / f64::from(mean.seen)) };
+        // A step that was disturbed (a busy machine, a first compilation) is an outlier upwards; one of the first few
+        // that is much faster says that those were disturbed. Later ones count alike, or a machine of two speeds would
+        // seem to have the faster one only.
+        let decay = if us < 0.7 * mean.us && mean.seen <= FIRST { 0.5 } else { decay.max(1.0 / f64::from(mean.seen)) };
         mean.us += decay * (us.min(2.0 * mean.us) - mean.us);
         mean.count += decay * (count as f64 - mean.count);
     }
@@ -105,6 +109,17 @@ mod tests {
         table.observe(68, 1100.0, 0.1);
         assert!(table.knows(79) && !table.knows(80));
         assert_eq!(table.at(66), 1000.0, "the mean of both");
+    }
+
+    #[test]
+    fn a_machine_of_two_speeds_is_known_by_its_mean() {
+        let mut table = CostTable::default();
+        (0..400).for_each(|i| table.observe(4, if i % 2 == 0 { 100.0 } else { 60.0 }, 0.05));
+        assert!((75.0..85.0).contains(&table.at(4)), "{}", table.at(4));
+        // The first was disturbed, which the next few show.
+        let mut table = CostTable::default();
+        [1000.0, 100.0, 100.0, 100.0].iter().for_each(|us| table.observe(4, *us, 0.05));
+        assert!(table.at(4) < 250.0, "{}", table.at(4));
     }
 
     #[test]
