@@ -35,9 +35,14 @@ struct Setting {
 }
 
 impl Setting {
-    fn new(name: &str, policy: DraftPolicy, parts: usize) -> Self {
+    fn new(policy: DraftPolicy, parts: usize) -> Self {
+        let name = match policy {
+            DraftPolicy::Off => "off".into(),
+            DraftPolicy::Fixed(k) => format!("K={k}"),
+            DraftPolicy::Auto(_) => "auto".into(),
+        };
         let empty = vec![Vec::new(); parts];
-        Self { name: name.into(), policy, seconds: empty.clone(), gains: empty, report: SpecReport::default() }
+        Self { name, policy, seconds: empty.clone(), gains: empty, report: SpecReport::default() }
     }
     /// Seconds of the whole workload.
     fn whole(&self) -> f64 {
@@ -67,9 +72,9 @@ pub fn compare(args: &BenchArgs, file: &Path) -> Result<()> {
     loading.done();
     let part = TURNS * args.batch;
     let parts: Vec<usize> = (0..prompts.len()).step_by(part).collect();
-    let new = |policy: &DraftPolicy| Setting::new(&name(*policy), *policy, parts.len());
-    let mut off = new(&DraftPolicy::Off);
-    let mut settings: Vec<Setting> = args.workload_lengths.iter().map(new).collect();
+    let mut off = Setting::new(DraftPolicy::Off, parts.len());
+    let lengths = args.workload_lengths.iter();
+    let mut settings: Vec<Setting> = lengths.map(|policy| Setting::new(*policy, parts.len())).collect();
     let bar = loading.bar((args.repeats * settings.len()) as u64, "settings");
     // Every pass is a tenant of its own: what the same prompts were answered before must not serve as guesses.
     let want = run(&engine, args, &prompts, 0, "warm-up")?;
@@ -109,15 +114,6 @@ pub fn compare(args: &BenchArgs, file: &Path) -> Result<()> {
     engine.write_trace()?;
     show(args, &off, &settings, &want);
     Ok(())
-}
-
-/// The word for a policy.
-fn name(policy: DraftPolicy) -> String {
-    match policy {
-        DraftPolicy::Off => "off".into(),
-        DraftPolicy::Fixed(k) => format!("K={k}"),
-        DraftPolicy::Auto(_) => "auto".into(),
-    }
 }
 
 /// Prompts of a file, one JSON object a line.
