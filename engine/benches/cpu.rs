@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ponder_engine::backend::cpu::panel::Panels;
 use ponder_engine::backend::cpu::simd::Level;
-use ponder_engine::backend::cpu::tile::{TileArgs, max_tile, tile_fn};
+use ponder_engine::backend::cpu::tile::{Form, TileArgs, max_tile, tile_fn};
 use ponder_engine::backend::cpu::{Buffer, CpuBackend, Plan};
 use ponder_engine::backend::{Backend, Bound};
 use ponder_engine::format::{Format, KvFormat};
@@ -241,7 +241,8 @@ fn kernels(level: Level, format: Format) {
     let shape = Panels { format, n, k };
     let mut panels = vec![0; shape.bytes()];
     shape.pack(&noise(format, n * k), &mut panels);
-    let x = vec![0u8; rows * k * 4 + 64];
+    let bytes = Form::ALL.map(|form| form.bytes(k, rows)).into_iter().max();
+    let x = vec![0u8; bytes.unwrap_or(0) + 64];
     let mut out = vec![0f32; rows * n];
     let x = x.as_ptr().wrapping_add(x.as_ptr().align_offset(64));
     for rows in 1..=max_tile(level) {

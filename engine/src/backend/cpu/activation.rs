@@ -11,18 +11,26 @@
 use super::panel::GROUP;
 use super::simd::{Isa, array};
 
-/// 32 activations of one row.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub struct RowGroup {
-    /// The digits, most significant plane first.
-    pub planes: [[i8; GROUP]; 3],
+/// What products with 32 activations of one row are multiplied with, and what is added to them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Factors {
     /// `s`; NaN where a value is not finite.
     pub scale: f32,
     /// `s * sum(X)`.
     pub sum: f32,
     /// `-8 * sum(X)`: what centres unsigned 4-bit quants.
     pub centre8: i32,
+}
+
+/// 32 activations of one row.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct RowGroup {
+    /// The digits, most significant plane first.
+    pub planes: [[i8; GROUP]; 3],
+    /// Scale and sums.
+    pub factors: Factors,
     /// `-sum(a2 * 256 + a1)` of each half.
     pub negated_high: [i32; 2],
     /// `-sum(a0)` of each half.
@@ -32,6 +40,18 @@ pub struct RowGroup {
 
 /// Largest tile of rows that a kernel works on at once.
 pub const TILE: usize = 8;
+
+/// 32 activations of up to [`TILE`] rows, for tile registers and quants of 4 bits. Such a quant times 16 is a byte too, so
+/// one product of bytes sums two digits: `X = high * 4096 + low`, each of them a word of 12 bits `d1 * 16 + d0`, with
+/// balanced digits of 8 and 4 bits.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct WordGroup {
+    /// Of each row the high word, then the low one: 32 digits `d1`, then 32 `d0`.
+    pub words: [[[[i8; GROUP]; 2]; 2]; TILE],
+    /// Of each row.
+    pub factors: [Factors; TILE],
+}
 
 /// Cuts `rows` into tiles of `most` rows; the last has what is left.
 /// Tile `(start, len)` of a buffer with `width` elements per row lies at `start * width`,
@@ -46,6 +66,37 @@ pub fn place(row: usize, rows: usize, most: usize) -> (usize, usize, usize) {
     (start, most.min(rows - start), row - start)
 }
 
+/// `X` of 32 values, and `s`; none where a value is not finite.
+///
+/// # Safety
+/// `x` has 32 readable values.
+#[inline(always)]
+unsafe fn fixed_point<S: Isa>(s: S, x: *const f32) -> Option<([S::I; 2], f32)> {
+    // SAFETY: the caller's promise.
+    let halves = unsafe { [s.load(x), s.load(x.add(16))] };
+    let magnitude = array!(s.splat_i(0), 2, i => s.and(s.bits(halves[i]), s.splat_i(0x7fff_ffff)));
+    let largest = s.max_lane_i(s.max_i(magnitude[0], magnitude[1])) as u32;
+    if largest >= 0x7f80_0000 {
+        return None;
+    }
+    // The exponent of the largest value, one up if it would round to more than 127 * 65536.
+    // From 23 on both `s` and `1 / s` are normal numbers; smaller groups just use fewer bits.
+    let exponent = ((largest + 0x2_0000) >> 23).max(23);
+    let inverse = s.splat(f32::from_bits((276 - exponent) << 23));
+    let value = array!(s.splat_i(0), 2, i => s.round(s.mul(halves[i], inverse)));
+    Some((value, f32::from_bits((exponent - 22) << 23)))
+}
+
+impl Factors {
+    /// Of values with scale `scale` that sum to `total`.
+    #[inline(always)]
+    fn new(scale: f32, total: i32) -> Self {
+        Self { scale, sum: scale * total as f32, centre8: total.wrapping_mul(-8) }
+    }
+    /// Of a group with a value that is not finite: every product with it is NaN.
+    const POISON: Self = Self { scale: f32::NAN, sum: f32::NAN, centre8: 0 };
+}
+
 /// Converts 32 values.
 ///
 /// # Safety
@@ -54,18 +105,7 @@ pub fn place(row: usize, rows: usize, most: usize) -> (usize, usize, usize) {
 pub unsafe fn quantise<S: Isa>(s: S, x: *const f32, out: *mut RowGroup) {
     // SAFETY: the caller's promise; `RowGroup` has 32 bytes per plane.
     unsafe {
-        let halves = [s.load(x), s.load(x.add(16))];
-        let magnitude = array!(s.splat_i(0), 2, i => s.and(s.bits(halves[i]), s.splat_i(0x7fff_ffff)));
-        let largest = s.max_lane_i(s.max_i(magnitude[0], magnitude[1])) as u32;
-        if largest >= 0x7f80_0000 {
-            return out.write(poison());
-        }
-        // The exponent of the largest value, one up if it would round to more than 127 * 65536.
-        // From 23 on both `s` and `1 / s` are normal numbers; smaller groups just use fewer bits.
-        let exponent = ((largest + 0x2_0000) >> 23).max(23);
-        let scale = f32::from_bits((exponent - 22) << 23);
-        let inverse = s.splat(f32::from_bits((276 - exponent) << 23));
-        let value = array!(s.splat_i(0), 2, i => s.round(s.mul(halves[i], inverse)));
+        let Some((value, scale)) = fixed_point(s, x) else { return out.write(poison()) };
         let bias = s.splat_i(0x0080_8080);
         let mut total = 0;
         for (half, x) in value.into_iter().enumerate() {
@@ -80,17 +120,43 @@ pub unsafe fn quantise<S: Isa>(s: S, x: *const f32, out: *mut RowGroup) {
             (*out).negated_high[half] = -((sum - low) >> 8);
             total += sum;
         }
-        (*out).scale = scale;
-        (*out).sum = scale * total as f32;
-        (*out).centre8 = total.wrapping_mul(-8);
+        (*out).factors = Factors::new(scale, total);
     }
 }
 
-/// A group with a value that is not finite: every product with it is NaN.
+/// Converts 32 values of row `row` of a tile.
+///
+/// # Safety
+/// `x` has 32 readable values, `out` is writable and has such a row.
+#[inline(always)]
+pub unsafe fn quantise_words<S: Isa>(s: S, x: *const f32, out: *mut WordGroup, row: usize) {
+    // SAFETY: the caller's promise; a word has twice 32 digits.
+    unsafe {
+        let (words, factors) = (&raw mut (*out).words[row], &raw mut (*out).factors[row]);
+        let Some((value, scale)) = fixed_point(s, x) else {
+            words.write([[[0; GROUP]; 2]; 2]);
+            return factors.write(Factors::POISON);
+        };
+        // A word is at most 127 * 16 + 7, at least -128 * 16 - 8.
+        let (least, mask) = (128 * 16 + 8, 4095);
+        for (half, x) in value.into_iter().enumerate() {
+            let low = s.add_i(s.and(s.add_i(x, s.splat_i(least)), s.splat_i(mask)), s.splat_i(-least));
+            let high = s.sra::<12>(s.add_i(x, s.splat_i(least)));
+            for (which, word) in [high, low].into_iter().enumerate() {
+                let raised = s.add_i(word, s.splat_i(8));
+                let digit = |d: usize| (&raw mut (*words)[which][d]).cast::<u8>().add(16 * half);
+                s.store_u8(digit(0), s.sra::<4>(raised));
+                s.store_u8(digit(1), s.add_i(s.and(raised, s.splat_i(15)), s.splat_i(-8)));
+            }
+        }
+        factors.write(Factors::new(scale, s.sum_i(s.add_i(value[0], value[1]))));
+    }
+}
+
+/// A group with a value that is not finite.
 fn poison() -> RowGroup {
-    let (scale, sum) = (f32::NAN, f32::NAN);
     let zeros = [0; 2];
-    RowGroup { planes: [[0; GROUP]; 3], scale, sum, centre8: 0, negated_high: zeros, negated_low: zeros, pad: 0 }
+    RowGroup { planes: [[0; GROUP]; 3], factors: Factors::POISON, negated_high: zeros, negated_low: zeros, pad: 0 }
 }
 
 #[cfg(test)]
@@ -100,19 +166,29 @@ mod tests {
 
     struct Quantise([f32; GROUP]);
     impl Kernel for Quantise {
-        type Out = RowGroup;
+        type Out = (RowGroup, WordGroup);
         #[inline(always)]
-        fn run<S: Isa>(self, s: S) -> RowGroup {
+        fn run<S: Isa>(self, s: S) -> Self::Out {
             let mut group = poison();
-            // SAFETY: 32 values in, one group out.
-            unsafe { quantise(s, self.0.as_ptr(), &mut group) };
-            group
+            let mut words = WordGroup { words: [[[[1; GROUP]; 2]; 2]; TILE], factors: [Factors::POISON; TILE] };
+            // SAFETY: 32 values in, one group or one row of a group out.
+            unsafe {
+                quantise(s, self.0.as_ptr(), &mut group);
+                quantise_words(s, self.0.as_ptr(), &mut words, ROW);
+            }
+            (group, words)
         }
+    }
+    /// A row of a tile.
+    const ROW: usize = 5;
+
+    fn bits(f: &Factors) -> (u32, u32, i32) {
+        (f.scale.to_bits(), f.sum.to_bits(), f.centre8)
     }
 
     fn value(g: &RowGroup, i: usize) -> f64 {
         let x = g.planes[0][i] as i64 * 65536 + g.planes[1][i] as i64 * 256 + g.planes[2][i] as i64;
-        x as f64 * g.scale as f64
+        x as f64 * g.factors.scale as f64
     }
 
     #[test]
@@ -133,23 +209,34 @@ mod tests {
             }
             let x = x.map(|v| if v.is_finite() { v } else { 0.0 });
             let max = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
-            let groups: Vec<RowGroup> = Level::available().iter().map(|l| l.run(Quantise(x))).collect();
-            for g in &groups {
+            let all: Vec<(RowGroup, WordGroup)> = Level::available().iter().map(|l| l.run(Quantise(x))).collect();
+            let first = &all[0].0;
+            for (g, words) in &all {
                 for (i, v) in x.iter().enumerate() {
                     let error = (value(g, i) - *v as f64).abs();
                     assert!(error <= max * 2f64.powi(-22) / 1.9 + 2f64.powi(-126), "{v:e} became {:e}", value(g, i));
                 }
-                let sum: i64 = (0..GROUP).map(|i| (value(g, i) / g.scale as f64) as i64).sum();
-                assert_eq!(g.centre8, (sum * -8) as i32);
+                let sum: i64 = (0..GROUP).map(|i| (value(g, i) / g.factors.scale as f64) as i64).sum();
+                assert_eq!(g.factors.centre8, (sum * -8) as i32);
                 let both = |halves: [i32; 2]| halves[0] as i64 + halves[1] as i64;
                 assert_eq!(both(g.negated_high) * 256 + both(g.negated_low), -sum);
-                assert_eq!((g.planes, g.scale.to_bits()), (groups[0].planes, groups[0].scale.to_bits()));
+                assert_eq!((g.planes, bits(&g.factors)), (first.planes, bits(&first.factors)));
+                for i in 0..GROUP {
+                    let word = |which: usize| words.words[ROW][which].iter().fold(0, |x, d| 16 * x + d[i] as i32);
+                    assert_eq!((word(0) * 4096 + word(1)) as f64 * g.factors.scale as f64, value(g, i));
+                    assert!((0..2).all(|which| (-8..8).contains(&words.words[ROW][which][1][i])));
+                }
+                assert_eq!(bits(&words.factors[ROW]), bits(&g.factors));
+                assert!(words.words[ROW - 1] == [[[1; GROUP]; 2]; 2], "another row was written");
             }
         }
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = [1.0; GROUP];
             x[31] = bad;
-            assert!(Level::available().iter().all(|l| l.run(Quantise(x)).scale.is_nan()));
+            for level in Level::available() {
+                let (group, words) = level.run(Quantise(x));
+                assert!(group.factors.scale.is_nan() && words.factors[ROW].scale.is_nan());
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use super::activation::RowGroup;
+use super::activation::{Factors, RowGroup};
 use super::panel::{GROUP, LANES};
 use super::simd::{Isa, array, prefetch};
 use super::tile::{Tile, TileArgs};
@@ -72,12 +72,12 @@ impl<Q: Quant, const T: usize> Tile for Integer<Q, T> {
 }
 
 /// Bytes that a stream of weights is asked for before they are needed.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// Asks for the group that is needed [`AHEAD`] bytes later. The processor's own prefetcher follows a stream too, but it
 /// stops at the end of a page, and with many rows a group takes so long that no out-of-order window reaches the next.
 #[inline(always)]
-fn fetch_ahead(w: *const u8, bytes: usize) {
+pub(super) fn fetch_ahead(w: *const u8, bytes: usize) {
     for line in 0..bytes.div_ceil(64) {
         prefetch(w.wrapping_add(AHEAD + 64 * line));
     }
@@ -141,8 +141,15 @@ unsafe fn plane<S: Isa, Q: Quant, const T: usize>(
 
 /// `total + scale * x.scale * sum`: the product of scales is exact, the rest rounded once.
 #[inline(always)]
-fn finish<S: Isa>(s: S, sum: S::F, scale: S::F, x: &RowGroup, total: S::F) -> S::F {
+fn finish<S: Isa>(s: S, sum: S::F, scale: S::F, x: &Factors, total: S::F) -> S::F {
     s.fma(s.mul(scale, s.splat(x.scale)), sum, total)
+}
+
+/// [`finish`] with the first of `scales`, then the second times the sum of x where there are minima.
+#[inline(always)]
+pub(super) fn add_up<S: Isa, Q: Quant>(s: S, sum: S::F, scales: [S::F; 2], x: &Factors, total: S::F) -> S::F {
+    let total = finish(s, sum, scales[0], x, total);
+    if Q::MINIMUM { s.fma(scales[1], s.splat(x.sum), total) } else { total }
 }
 
 /// Runs a piece of code for each four rows of a tile of more than four, then for what is left, `$rows` of them.
@@ -187,7 +194,7 @@ unsafe fn chain<S: Isa, Q: Quant, const T: usize>(
         let short = T <= S::PLANE_ROWS;
         let sums = if short { short_chains::<S, Q, T>(s, q, x) } else { long_chains::<S, Q, T>(s, q, x) };
         let sums = array!(s.splat(0.0), T, t => s.to_f(sums[t]));
-        add_up::<S, Q, T>(s, sums, scales, x, totals);
+        add_up_rows::<S, Q, T>(s, sums, scales, x, totals);
     }
 }
 
@@ -204,7 +211,7 @@ unsafe fn long_chains<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], x: 
         acc = array!(acc[0], T, t => s.shl::<8>(acc[t]));
         plane::<S, Q, T>(s, &mut acc, q, x, 1, 0, 8);
         for (t, acc) in acc.iter_mut().enumerate() {
-            *acc = s.add_i(s.shl::<8>(*acc), s.splat_i((*x.add(t)).centre8));
+            *acc = s.add_i(s.shl::<8>(*acc), s.splat_i((*x.add(t)).factors.centre8));
         }
         plane::<S, Q, T>(s, &mut acc, q, x, 2, 0, 8);
     }
@@ -220,18 +227,18 @@ unsafe fn short_chains<S: Isa, Q: Quant, const T: usize>(s: S, q: &[S::I; 8], x:
     let mut acc = [[s.splat_i(0); T]; 3];
     // SAFETY: the caller's promise.
     unsafe {
-        acc[2] = array!(acc[2][0], T, t => s.splat_i((*x.add(t)).centre8));
+        acc[2] = array!(acc[2][0], T, t => s.splat_i((*x.add(t)).factors.centre8));
         s.plane_dots::<T, { size_of::<RowGroup>() }>(&mut acc, q, Q::MOST, (&raw const (*x).planes).cast());
     }
     array!(acc[0][0], T, t => s.add_i(s.shl::<8>(s.add_i(s.shl::<8>(acc[0][t]), acc[1][t])), acc[2][t]))
 }
 
-/// `totals += scale * x.scale * sum`, and the minimum times the sum of x.
+/// [`add_up`] of each row.
 ///
 /// # Safety
 /// `x` points at `T` row groups.
 #[inline(always)]
-unsafe fn add_up<S: Isa, Q: Quant, const T: usize>(
+unsafe fn add_up_rows<S: Isa, Q: Quant, const T: usize>(
     s: S,
     sums: [S::F; T],
     scales: [S::F; 2],
@@ -240,17 +247,14 @@ unsafe fn add_up<S: Isa, Q: Quant, const T: usize>(
 ) {
     for (t, total) in totals.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        let x = unsafe { &*x.add(t) };
-        *total = finish(s, sums[t], scales[0], x, *total);
-        if Q::MINIMUM {
-            *total = s.fma(scales[1], s.splat(x.sum), *total);
-        }
+        let factors = unsafe { &(*x.add(t)).factors };
+        *total = add_up::<S, Q>(s, sums[t], scales, factors, *total);
     }
 }
 
 /// What centres the quants of vectors `from..to`: the negated sums of digits times `2^CENTRE`.
 #[inline(always)]
-fn centre<S: Isa, Q: Quant>(s: S, halves: &[i32; 2], from: usize, to: usize) -> S::I {
+pub(super) fn centre<S: Isa, Q: Quant>(s: S, halves: &[i32; 2], from: usize, to: usize) -> S::I {
     let sum = match (from, to) {
         (0, 4) => s.splat_i(halves[0]),
         (4, 8) => s.splat_i(halves[1]),
@@ -312,7 +316,7 @@ unsafe fn split<S: Isa, Q: Quant, const T: usize>(
         }
         let at_once = T == 4 && S::PLANE_ROWS == 4;
         let sums = if at_once { joined_at_once::<S, Q, T>(s, q, x) } else { joined::<S, Q, T>(s, q, x, 0, 8) };
-        add_up::<S, Q, T>(s, sums, scales, x, totals);
+        add_up_rows::<S, Q, T>(s, sums, scales, x, totals);
     }
 }
 
@@ -352,7 +356,7 @@ unsafe fn halves<S: Isa, Q: Quant, const T: usize>(
         unsafe {
             let sums = joined::<S, Q, T>(s, q, x, 4 * half, 4 * half + 4);
             for (t, total) in totals.iter_mut().enumerate() {
-                *total = finish(s, sums[t], scale, &*x.add(t), *total);
+                *total = finish(s, sums[t], scale, &(*x.add(t)).factors, *total);
             }
         }
     }

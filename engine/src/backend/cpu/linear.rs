@@ -1,12 +1,12 @@
 //! Matrix products: activations prepared once per input, then panels shared out among the threads.
 
-use super::activation::{RowGroup, TILE, place, quantise, tiles};
+use super::activation::{RowGroup, TILE, WordGroup, place, quantise, quantise_words, tiles};
 use super::memory::Ptr;
 use super::panel::{GROUP, Panels};
 use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
-use super::tile::{TileFn, max_tile, run_panels, tile_fn};
+use super::tile::{Form, TileFn, max_tile, run_panels, tile_fn};
 use crate::format::Format;
 use crate::program::{RowSpace, Slot};
 
@@ -19,17 +19,14 @@ const PANEL_BLOCK: usize = 256 << 10;
 /// Panels that the float kernels take at once where rows are few.
 const FLOAT_PANELS: usize = 4;
 
-/// Bytes of prepared activations for a weight of this format.
-pub fn prepared_bytes(format: Format, k: usize, rows: usize) -> usize {
-    if format.is_quantised() { rows * (k / GROUP) * size_of::<RowGroup>() } else { rows * k * 4 }
-}
-
-/// An input of products, prepared for the kinds of weights that read it.
+/// An input of products, prepared in the forms that they want.
 pub struct Input {
     x: Ptr<f32>,
     k: usize,
-    /// Integer and float forms, where wanted.
-    prepared: [Option<Ptr<u8>>; 2],
+    /// Of the weights that read it.
+    formats: Vec<Format>,
+    /// Where each form goes.
+    prepared: [Ptr<u8>; Form::ALL.len()],
     level: Level,
     tile: usize,
 }
@@ -46,12 +43,10 @@ pub struct Matrix {
 impl Input {
     /// Input `x` of products with `weights`.
     pub fn new(b: &Builder<'_>, x: Slot, weights: &[Slot]) -> Self {
-        let mut prepared = [None, None];
-        for w in weights {
-            let kind = kind(b.panels(*w).format);
-            prepared[kind] = Some(b.prepared(kind));
-        }
-        Self { x: b.ptr(x), k: b.width(x), prepared, level: b.level, tile: max_tile(b.level).min(TILE) }
+        let mut formats: Vec<Format> = weights.iter().map(|w| b.panels(*w).format).collect();
+        formats.dedup();
+        let tile = max_tile(b.level).min(TILE);
+        Self { x: b.ptr(x), k: b.width(x), formats, prepared: b.prepared(), level: b.level, tile }
     }
     /// Prepares `rows` rows.
     pub fn prepare(&self, w: &Worker<'_>, rows: usize) {
@@ -67,17 +62,19 @@ impl Input {
     fn tiles(&self, start: usize, end: usize, rows: usize) -> impl Iterator<Item = (usize, usize)> {
         tiles(rows, self.tile).skip_while(move |t| t.0 < start).take_while(move |t| t.0 < end)
     }
-    /// Where the tile that begins at row `start` lies, for a weight of this format.
-    fn tile_at(&self, format: Format, start: usize) -> *const u8 {
-        let base = self.prepared[kind(format)].expect("prepared for every weight that reads it");
-        // SAFETY: within the scratch, which holds all rows.
-        unsafe { base.at(start * prepared_bytes(format, self.k, 1)) }
+    /// Where the tile of `len` rows that begins at row `start` lies, for a weight of this format.
+    fn tile_at(&self, format: Format, (start, len): (usize, usize)) -> *const u8 {
+        self.area(Form::of(self.level, format, len), start)
     }
-}
-
-/// 0 for integer kernels, 1 for float ones.
-fn kind(format: Format) -> usize {
-    usize::from(!format.is_quantised())
+    /// Where the tile that begins at row `start` lies in one form.
+    fn area(&self, form: Form, start: usize) -> *mut u8 {
+        // SAFETY: within the scratch, which holds all rows.
+        unsafe { self.prepared[form as usize].at(form.bytes(self.k, start)) }
+    }
+    /// Whether a tile of `len` rows is read in this form.
+    fn wants(&self, form: Form, len: usize) -> bool {
+        self.formats.iter().any(|format| Form::of(self.level, *format, len) == form)
+    }
 }
 
 /// Prepares `SPAN` elements of one row.
@@ -98,14 +95,20 @@ impl Kernel for Prepare<'_> {
         // SAFETY: row `row` of `x`; of the scratch, the row's own places in its tile. Items are disjoint.
         unsafe {
             let x = input.x.at(row * input.k);
-            if let Some(out) = input.prepared[0] {
-                let tile = out.0.cast::<RowGroup>().add(start * (input.k / GROUP));
+            if input.wants(Form::Planes, len) {
+                let tile = input.area(Form::Planes, start).cast::<RowGroup>();
                 for g in from / GROUP..to / GROUP {
                     quantise(s, x.add(g * GROUP), tile.add(g * len + index));
                 }
             }
-            if let Some(out) = input.prepared[1] {
-                let tile = out.0.cast::<f32>().add(start * input.k);
+            if input.wants(Form::Words, len) {
+                let tile = input.area(Form::Words, start).cast::<WordGroup>();
+                for g in from / GROUP..to / GROUP {
+                    quantise_words(s, x.add(g * GROUP), tile.add(g), index);
+                }
+            }
+            if input.wants(Form::Floats, len) {
+                let tile = input.area(Form::Floats, start).cast::<f32>();
                 for k in from..to {
                     *tile.add(k * len + index) = *x.add(k);
                 }
@@ -122,19 +125,19 @@ impl Matrix {
         let kernels = (1..=most).map(|rows| tile_fn(b.level, shape.format, rows)).collect();
         Self { weights: b.ptr(w), shape, kernels }
     }
-    /// Panels `panels` times the tile at row `start`, into `out` with `stride` elements between rows.
+    /// Panels `panels` times a tile (first row, rows), into `out` with `stride` elements between rows.
     ///
     /// # Safety
     /// The input was prepared, and `out` is the tile's first row (of the first column of panel 0).
     pub unsafe fn run(
         &self,
         input: &Input,
-        (start, len): (usize, usize),
+        tile: (usize, usize),
         panels: (usize, usize),
         out: *mut f32,
         stride: usize,
     ) {
-        let x = input.tile_at(self.shape.format, start);
+        let (x, len) = (input.tile_at(self.shape.format, tile), tile.1);
         // SAFETY: the caller's promise.
         unsafe { run_panels(self.kernels[len - 1], &self.shape, self.weights.0, panels, x, len, out, stride) }
     }

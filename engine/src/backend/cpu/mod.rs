@@ -1,9 +1,9 @@
 //! The CPU backend: what runs where there is no GPU, so it must be fast.
 //!
-//! - [`simd`]: one vector type for AVX-512, AVX2, NEON and plain Rust, chosen at run time.
+//! - [`simd`]: one vector type for AVX-512, AVX2, NEON and plain Rust, and AMX's tile registers, chosen at run time.
 //! - [`panel`]: weights stay quantised, in panels of 16 output rows; [`activation`]: f32 activations as
 //!   24-bit block fixed point, so that products are exact integers; [`tile`]: the kernels, in `integer.rs`
-//!   (quantised) and `float.rs`; `quant.rs`: how each format is read in registers.
+//!   (quantised), `tiled.rs` (the same on tile registers) and `float.rs`; `quant.rs`: how each format is read in registers.
 //! - [`pool`]: threads that run a whole launch in lockstep, on processors of their own (`cores.rs`).
 //! - [`plan`]: a program as steps; one file per op stem beside it.
 //!
@@ -35,6 +35,8 @@ mod rope;
 mod sample;
 pub mod simd;
 pub mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 #[cfg(test)]
 mod tests;

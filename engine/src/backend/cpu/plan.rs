@@ -5,11 +5,13 @@
 
 use std::rc::Rc;
 
+use super::activation::TILE;
 use super::attention::Extent;
 use super::memory::{Buffer, Contents, Memory, Ptr};
 use super::panel::Panels;
 use super::pool::Worker;
 use super::simd::Level;
+use super::tile::Form;
 use super::{attention, elementwise, embed, kv, linear, mlp, norm, rope, sample};
 use crate::backend::Bound;
 use crate::error::{DeviceFault, Error, Result};
@@ -77,8 +79,8 @@ pub struct Builder<'a> {
     pub level: Level,
     buffers: Vec<Buffer>,
     scratch: Vec<Memory>,
-    /// Prepared activations, integer and float; one area each, for the widest.
-    prepared: [Ptr<u8>; 2],
+    /// Prepared activations; one area for each form, for the widest.
+    prepared: [Ptr<u8>; FORMS],
     /// Working memory of each thread.
     private: Ptr<u8>,
     private_bytes: usize,
@@ -102,9 +104,9 @@ impl Builder<'_> {
     pub fn panels(&self, slot: Slot) -> Panels {
         self.buffers[slot.0 as usize].0.panels.expect("a matrix operand was loaded as a weight matrix")
     }
-    /// Scratch for activations of float (1) or integer (0) kernels.
-    pub fn prepared(&self, kind: usize) -> Ptr<u8> {
-        self.prepared[kind]
+    /// Scratch for activations in each form.
+    pub fn prepared(&self) -> [Ptr<u8>; FORMS] {
+        self.prepared
     }
     /// Working memory: `bytes` per thread, shared by all steps.
     pub fn private(&self) -> (Ptr<u8>, usize) {
@@ -116,30 +118,56 @@ impl Builder<'_> {
     }
 }
 
-/// Bytes of scratch an op wants: integer activations, float activations, per thread, attention partials.
-fn wanted(program: &Program, op: &Op) -> [usize; 4] {
-    let products: Vec<(Slot, usize)> = match op {
-        Op::Linear(o) => vec![(o.w, program.capacity(o.space))],
-        Op::QkvRopeStore(o) => [o.wq, o.wk, o.wv].map(|w| (w, program.rows)).to_vec(),
-        Op::GatedMlp(o) => [o.gate, o.up, o.down].map(|w| (w, program.rows)).to_vec(),
-        Op::Attention(o) => {
-            let (private, partials) = Extent::of(program, o).scratch();
-            return [0, 0, private, partials];
+/// Forms of activations.
+const FORMS: usize = Form::ALL.len();
+
+/// Bytes of scratch that an op wants.
+#[derive(Clone, Copy, Default)]
+struct Scratch {
+    /// Activations in each form.
+    prepared: [usize; FORMS],
+    /// Of each thread.
+    private: usize,
+    /// Partial results of attention.
+    partials: usize,
+}
+
+impl Scratch {
+    fn of(program: &Program, op: &Op, level: Level) -> Self {
+        let products: Vec<(Slot, usize)> = match op {
+            Op::Linear(o) => vec![(o.w, program.capacity(o.space))],
+            Op::QkvRopeStore(o) => [o.wq, o.wk, o.wv].map(|w| (w, program.rows)).to_vec(),
+            Op::GatedMlp(o) => [o.gate, o.up, o.down].map(|w| (w, program.rows)).to_vec(),
+            Op::Attention(o) => {
+                let (private, partials) = Extent::of(program, o).scratch();
+                return Self { private, partials, ..Self::default() };
+            }
+            Op::LatentAttention(o) => {
+                let (private, partials) = Extent::of_latents(program, o).scratch();
+                return Self { private, partials, ..Self::default() };
+            }
+            _ => Vec::new(),
+        };
+        let mut scratch = Self::default();
+        for (w, rows) in products {
+            let decl = program.decl(w);
+            let Elem::Weight(format) = decl.elem else { continue };
+            for tile in 1..=rows.min(TILE) {
+                let form = Form::of(level, format, tile);
+                let bytes = &mut scratch.prepared[form as usize];
+                *bytes = form.bytes(decl.shape[1], rows).max(*bytes);
+            }
         }
-        Op::LatentAttention(o) => {
-            let (private, partials) = Extent::of_latents(program, o).scratch();
-            return [0, 0, private, partials];
-        }
-        _ => Vec::new(),
-    };
-    let mut bytes = [0; 4];
-    for (w, rows) in products {
-        let decl = program.decl(w);
-        let Elem::Weight(format) = decl.elem else { continue };
-        let kind = usize::from(!format.is_quantised());
-        bytes[kind] = bytes[kind].max(linear::prepared_bytes(format, decl.shape[1], rows));
+        scratch
     }
-    bytes
+    /// What serves both.
+    fn max(self, other: Self) -> Self {
+        Self {
+            prepared: std::array::from_fn(|i| self.prepared[i].max(other.prepared[i])),
+            private: self.private.max(other.private),
+            partials: self.partials.max(other.partials),
+        }
+    }
 }
 
 /// Compiles `program` for buffers found by name; scratch is the plan's own.
@@ -167,21 +195,18 @@ pub fn compile(program: &Program, bound: &Bound<Buffer>, level: Level, threads: 
             }
         });
     }
-    let mut bytes = [0; 4];
-    for op in &program.ops {
-        bytes.iter_mut().zip(wanted(program, op)).for_each(|(b, w)| *b = w.max(*b));
-    }
-    let private_bytes = bytes[2].next_multiple_of(128);
-    let sizes = [bytes[0], bytes[1], private_bytes * threads, bytes[3]];
-    let scratch: Vec<Memory> = sizes.into_iter().map(|b| Memory::new(b, "scratch")).collect::<Result<_>>()?;
+    let wanted = program.ops.iter().map(|op| Scratch::of(program, op, level)).fold(Scratch::default(), Scratch::max);
+    let private_bytes = wanted.private.next_multiple_of(128);
+    let sizes = wanted.prepared.into_iter().chain([private_bytes * threads, wanted.partials]);
+    let scratch: Vec<Memory> = sizes.map(|bytes| Memory::new(bytes, "scratch")).collect::<Result<_>>()?;
     let start = |i: usize| scratch[i].start();
     let mut builder = Builder {
         program,
         level,
-        prepared: [Ptr(start(0)), Ptr(start(1))],
-        private: Ptr(start(2)),
+        prepared: std::array::from_fn(|form| Ptr(start(form))),
+        private: Ptr(start(FORMS)),
         private_bytes,
-        attention: Ptr(start(3).cast()),
+        attention: Ptr(start(FORMS + 1).cast()),
         buffers,
         scratch: Vec::new(),
     };

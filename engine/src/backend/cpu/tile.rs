@@ -7,9 +7,10 @@
 
 use std::marker::PhantomData;
 
+use super::activation::{RowGroup, TILE, WordGroup};
 use super::float::{Float, Scaled};
 use super::integer::Integer;
-use super::panel::{LANES, Panels};
+use super::panel::{GROUP, LANES, Panels};
 use super::simd::{Isa, Kernel, Level};
 use crate::format::Format;
 
@@ -22,7 +23,7 @@ pub struct TileArgs {
     pub panel_bytes: usize,
     /// Panels to do; each writes 16 outputs per row.
     pub count: usize,
-    /// The tile: [`super::activation::RowGroup`]s `[k / 32][rows]`, or f32 `[k][rows]` for float weights.
+    /// The tile, in the kernel's [`Form`].
     pub x: *const u8,
     /// Width.
     pub k: usize,
@@ -35,8 +36,56 @@ pub struct TileArgs {
 /// A kernel. Safe to call where its level is available and the arguments describe valid memory.
 pub type TileFn = unsafe fn(TileArgs);
 
+/// Fewest rows that tile registers multiply faster than vectors.
+const FEWEST_TILED: usize = 5;
+
+/// How a kernel wants its tile of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// [`RowGroup`]s `[k / 32][rows]`.
+    Planes,
+    /// [`WordGroup`]s `[k / 32]`.
+    Words,
+    /// f32 `[k][rows]`.
+    Floats,
+}
+
+impl Form {
+    /// All of them, each at the place of its number.
+    pub const ALL: [Form; 3] = [Form::Planes, Form::Words, Form::Floats];
+    /// What the kernel for `rows` rows of a weight wants.
+    pub fn of(level: Level, format: Format, rows: usize) -> Self {
+        match format {
+            _ if !format.is_quantised() => Form::Floats,
+            Format::Q4_0 | Format::Q4_1 | Format::Q4K | Format::I4G32 | Format::I4G128 if tiled(level, rows) => {
+                Form::Words
+            }
+            _ => Form::Planes,
+        }
+    }
+    /// Bytes of some tiles of [`TILE`] rows, or of a last one with what is left.
+    pub fn bytes(self, k: usize, rows: usize) -> usize {
+        match self {
+            Form::Planes => rows * (k / GROUP) * size_of::<RowGroup>(),
+            Form::Words => rows.div_ceil(TILE) * (k / GROUP) * size_of::<WordGroup>(),
+            Form::Floats => rows * k * 4,
+        }
+    }
+}
+
+/// Whether so many rows are multiplied on tile registers.
+fn tiled(level: Level, rows: usize) -> bool {
+    level == Level::Amx && rows >= FEWEST_TILED
+}
+
 /// The kernel for a format and a number of rows (up to the level's largest tile).
 pub fn tile_fn(level: Level, format: Format, rows: usize) -> TileFn {
+    #[cfg(target_arch = "x86_64")]
+    if tiled(level, rows)
+        && let Some(kernel) = pick_tiled(format, rows)
+    {
+        return kernel;
+    }
     struct Pick(Format, usize);
     impl Kernel for Pick {
         type Out = TileFn;
@@ -87,6 +136,28 @@ fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileFn {
         I4G32 => Integer<super::quant::I4G32>, I4G128 => Integer<super::quant::I4G128>,
         F32 => Float<super::quant::F32>, F16 => Float<super::quant::F16>, BF16 => Float<super::quant::Bf16>,
         F8 => Scaled<super::quant::F8>
+    )
+}
+
+/// The kernel on tile registers, if the format has one.
+#[cfg(target_arch = "x86_64")]
+fn pick_tiled(format: Format, rows: usize) -> Option<TileFn> {
+    use super::simd::avx512::Avx512;
+    use super::tiled::{Planes, Tiled, Words};
+    macro_rules! table {
+        ($($format:ident => $scheme:ident),*) => {
+            match (format, rows) {
+                $((Format::$format, 5) => Some(enter::<Avx512, Tiled<$scheme<super::quant::$format>, 5>>),
+                  (Format::$format, 6) => Some(enter::<Avx512, Tiled<$scheme<super::quant::$format>, 6>>),
+                  (Format::$format, 7) => Some(enter::<Avx512, Tiled<$scheme<super::quant::$format>, 7>>),
+                  (Format::$format, 8) => Some(enter::<Avx512, Tiled<$scheme<super::quant::$format>, 8>>),)*
+                _ => None,
+            }
+        };
+    }
+    table!(
+        Q4_0 => Words, Q4_1 => Words, Q4K => Words, I4G32 => Words, I4G128 => Words,
+        Q5_0 => Planes, Q5_1 => Planes, Q8_0 => Planes, Q5K => Planes
     )
 }
 
@@ -143,7 +214,7 @@ pub unsafe fn run_panels(
             tile(TileArgs { count: whole - from, out: out.add(from * LANES), ..args });
         }
         if whole < to {
-            let mut padded = [0f32; super::activation::TILE * LANES];
+            let mut padded = [0f32; TILE * LANES];
             let panels = weights.add(whole * panel_bytes);
             tile(TileArgs { panels, count: 1, out: padded.as_mut_ptr(), stride: LANES, ..args });
             for t in 0..rows {

@@ -2,7 +2,8 @@
 //!
 //! Kernels are written once, over [`Isa`], and compiled for each level. Sixteen lanes are one
 //! AVX-512 register, two AVX2 registers, four NEON registers or a plain array, and every operation is
-//! defined lane by lane (or as a fixed tree), so all levels give the same bits.
+//! defined lane by lane (or as a fixed tree), so all levels give the same bits. Tile registers ([`amx`]) come on top of
+//! AVX-512: kernels that use them are written for them.
 //!
 //! A value of an [`Isa`] type is a proof that the processor has the instructions: it can only be had
 //! from [`Level::detect`]-checked constructors, so the operations themselves are safe to call.
@@ -22,6 +23,8 @@ macro_rules! array {
 }
 pub(super) use array;
 
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -50,6 +53,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// The same, and tile registers for products with many rows.
+    Amx,
     /// Arm's Advanced SIMD.
     Neon,
 }
@@ -57,7 +62,7 @@ pub enum Level {
 impl Level {
     /// Every level this machine runs, slowest first.
     pub fn available() -> Vec<Level> {
-        let all = [Level::Portable, Level::Avx2, Level::Avx512, Level::Neon];
+        let all = [Level::Portable, Level::Avx2, Level::Avx512, Level::Amx, Level::Neon];
         all.into_iter().filter(|level| level.is_available()).collect()
     }
     /// The fastest level of this machine.
@@ -72,6 +77,8 @@ impl Level {
             Level::Avx2 => avx2::Avx2::new().is_some(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::Avx512::new().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => amx::is_available(),
             #[cfg(target_arch = "aarch64")]
             Level::Neon => true,
             #[allow(unreachable_patterns)] // which levels exist depends on the target
@@ -84,6 +91,7 @@ impl Level {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Amx => "amx",
             Level::Neon => "neon",
         }
     }
@@ -98,7 +106,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::Avx2::new().expect("the level was checked").call(kernel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => avx512::Avx512::new().expect("the level was checked").call(kernel),
+            Level::Avx512 | Level::Amx => avx512::Avx512::new().expect("the level was checked").call(kernel),
             #[cfg(target_arch = "aarch64")]
             Level::Neon => kernel.run(neon::Neon),
             #[allow(unreachable_patterns)] // which levels exist depends on the target
