@@ -32,9 +32,14 @@ fn padded(dim: usize) -> usize {
     dim.next_multiple_of(16)
 }
 
-/// Floats of working memory of a thread: a tile of keys and of values, padded queries, two states each.
+/// Floats of working memory of a thread: a tile of keys and of values, and what belongs to each query.
 pub fn work_floats(dim: usize, queries: usize) -> usize {
-    2 * TILE * padded(dim) + queries.clamp(1, WORK_QUERIES) * (2 * State::floats(dim) + padded(dim))
+    2 * TILE * padded(dim) + queries.clamp(1, WORK_QUERIES) * query_floats(dim)
+}
+
+/// Of these, what belongs to a query: its padded vector, two states, its weights.
+fn query_floats(dim: usize) -> usize {
+    padded(dim) + 2 * State::floats(dim) + size_of::<Weights>() / 4
 }
 
 impl State {
@@ -132,7 +137,11 @@ impl Attend<'_> {
         std::iter::once(self.keys).chain(self.values)
     }
     fn query(&self, i: usize) -> *mut f32 {
-        self.work.wrapping_add(2 * TILE * self.dim() + i * (2 * (16 + self.dim()) + self.dim()))
+        self.work.wrapping_add(2 * TILE * self.dim() + i * query_floats(self.keys.head_dim))
+    }
+    /// The weights of query `i` in a tile.
+    fn weights(&self, i: usize) -> *mut Weights {
+        self.query(i).wrapping_add(self.dim() + 2 * State::floats(self.keys.head_dim)).cast()
     }
     /// The total of query `i` after [`Attend::splits`].
     pub fn total(&self, i: usize) -> State {
@@ -174,7 +183,6 @@ impl Attend<'_> {
         }
         let first = queries.iter().map(|q| q.first).min().unwrap_or(0);
         let last = queries.iter().map(|q| q.last).max().unwrap_or(0);
-        let mut weights = [Weights { values: [0.0; TILE], decay: 1.0 }; WORK_QUERIES];
         for start in (split * SPLIT..(split + 1) * SPLIT).step_by(TILE) {
             let (from, to) = (first.max(start), (last + 1).min(start + TILE));
             if from >= to {
@@ -190,24 +198,24 @@ impl Attend<'_> {
             };
             let sees = |i: &usize| seen(*i).0 < seen(*i).1;
             for i in (0..queries.len()).filter(sees) {
-                self.score(s, self.query(i), seen(i), &mut weights[i]);
+                // SAFETY: a place in the working memory, of this query alone.
+                self.score(s, self.query(i), seen(i), unsafe { &mut *self.weights(i) });
                 ahead.ask(pace);
             }
             for i in (0..queries.len()).filter(sees) {
-                soften(s, states[i], seen(i), &mut weights[i]);
+                // SAFETY: as above.
+                soften(s, states[i], seen(i), unsafe { &mut *self.weights(i) });
                 ahead.ask(pace);
             }
             let mut i = 0;
             while i < queries.len() {
-                let (from, to) = seen(i);
-                if from == to {
-                    i += 1;
-                } else if i + 1 < queries.len() && seen(i + 1) == (from, to) {
-                    self.weigh(s, [states[i], states[i + 1]], [&weights[i], &weights[i + 1]], from, to);
-                    i += 2;
-                } else {
-                    self.weigh(s, [states[i]], [&weights[i]], from, to);
-                    i += 1;
+                let tokens = seen(i);
+                let alike = (i + 1..queries.len()).take(2).take_while(|j| seen(*j) == tokens).count();
+                match alike {
+                    _ if tokens.0 == tokens.1 => i += 1,
+                    2 if S::SUMS >= 12 => i += self.weigh::<S, 3>(s, &states[i..], i, tokens),
+                    1.. => i += self.weigh::<S, 2>(s, &states[i..], i, tokens),
+                    _ => i += self.weigh::<S, 1>(s, &states[i..], i, tokens),
                 }
                 ahead.ask(pace);
             }
@@ -304,9 +312,13 @@ impl Attend<'_> {
             }))
         }
     }
-    /// `values = values * decay + weights . V` for tokens `from..to`, of queries that see the same.
+    /// `values = values * decay + weights . V` for tokens `from..to`, of `Q` queries from `first` on that see the same;
+    /// returns how many these are.
     #[inline(always)]
-    fn weigh<S: Isa, const Q: usize>(&self, s: S, states: [State; Q], weights: [&Weights; Q], from: usize, to: usize) {
+    fn weigh<S: Isa, const Q: usize>(&self, s: S, states: &[State], first: usize, (from, to): (usize, usize)) -> usize {
+        let states: [State; Q] = *states.first_chunk().expect("a state for each query");
+        // SAFETY: places of these queries in the working memory, which nobody changes meanwhile.
+        let weights: [&Weights; Q] = std::array::from_fn(|q| unsafe { &*self.weights(first + q) });
         let (mut at, dim) = (0, padded(self.value_dim));
         while at < dim {
             at += match (dim - at) / 16 {
@@ -316,6 +328,7 @@ impl Attend<'_> {
                 _ => self.weigh_part::<S, Q, 1>(s, states, weights, from, to, at),
             };
         }
+        Q
     }
     /// [`Attend::weigh`] for `N` vectors of the width from float `at`; returns how many floats that is.
     #[inline(always)]

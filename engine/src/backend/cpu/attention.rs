@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use arrayvec::ArrayVec;
+
 use super::attend::{Attend, Next, Query, State, WORK_QUERIES, work_floats};
 use super::kv::Cache;
 use super::memory::Ptr;
@@ -23,6 +25,8 @@ pub const SPLIT: usize = 128;
 const ROW_BLOCK: usize = 8;
 /// Up to this many rows, splits are shared out among the threads.
 const SPLIT_ROWS: usize = 16;
+/// Something of each query that shares a tile.
+type Queries<T> = ArrayVec<T, WORK_QUERIES>;
 /// Most floats of scratch for the splits' partial results, unless one row needs more.
 const PARTIAL_FLOATS: usize = 4 << 20;
 
@@ -191,10 +195,14 @@ impl Attention {
         }
         runs
     }
-    /// (row, head) of each query that some rows have for a key head.
-    fn heads_of(&self, rows: &Range<usize>, kv_head: usize) -> Vec<(usize, usize)> {
-        let heads = kv_head * self.group()..(kv_head + 1) * self.group();
-        rows.clone().flat_map(|row| heads.clone().map(move |head| (row, head))).collect()
+    /// The queries that some rows have for a key head, as ranges of at most [`WORK_QUERIES`] of them.
+    fn parts_of(&self, rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let count = rows.len() * self.group();
+        (0..count).step_by(WORK_QUERIES).map(move |start| start..count.min(start + WORK_QUERIES))
+    }
+    /// (row, head) of one of these queries.
+    fn asks(&self, rows: &Range<usize>, kv_head: usize, query: usize) -> (usize, usize) {
+        (rows.start + query / self.group(), kv_head * self.group() + query % self.group())
     }
     fn write(&self, row: usize, head: usize, total: State) {
         let dim = self.value_dim;
@@ -229,11 +237,12 @@ impl Attention {
                     let (_, last) = self.visible(rows.end - 1);
                     Some(Next { attend: self.attend(w, rows.start, kv_head), split, first, last })
                 };
-                let all = self.heads_of(rows, kv_head);
-                for part in all.chunks(WORK_QUERIES) {
-                    let mut attend = self.attend(w, part[0].0, kv_head);
-                    let queries: Vec<Query> = part.iter().map(|(row, head)| self.query(*row, *head)).collect();
-                    let states: Vec<State> = part.iter().map(|(row, head)| self.partial(*row, *head, split)).collect();
+                for part in self.parts_of(rows) {
+                    let asks = part.map(|query| self.asks(rows, kv_head, query));
+                    let mut attend = self.attend(w, rows.start, kv_head);
+                    let queries: Queries<Query> = asks.clone().map(|(row, head)| self.query(row, head)).collect();
+                    let states: Queries<State> =
+                        asks.clone().map(|(row, head)| self.partial(row, head, split)).collect();
                     self.level.run(OneSplit {
                         attend: &mut attend,
                         queries: &queries,
@@ -241,9 +250,15 @@ impl Attention {
                         split,
                         next: next(),
                     });
+                    if most == 1 {
+                        asks.zip(states).for_each(|((row, head), total)| self.write(row, head, total));
+                    }
                 }
             }
         });
+        if most == 1 {
+            return;
+        }
         w.phase(rows * self.heads, 1, |range| {
             for item in range {
                 let (row, head) = (item / self.heads, item % self.heads);
@@ -271,13 +286,15 @@ impl Attention {
     }
 
     fn rows_of_one_sequence(&self, w: &Worker<'_>, rows: Range<usize>, kv_head: usize) {
-        for part in self.heads_of(&rows, kv_head).chunks(WORK_QUERIES) {
+        for part in self.parts_of(&rows) {
             let mut attend = self.attend(w, rows.start, kv_head);
-            let queries: Vec<Query> = part.iter().map(|(r, h)| self.query(*r, *h)).collect();
-            let splits = self.splits_of(&(part[0].0..part[part.len() - 1].0 + 1));
+            let last = self.asks(&rows, kv_head, part.end - 1).0;
+            let splits = self.splits_of(&(self.asks(&rows, kv_head, part.start).0..last + 1));
+            let asks = part.map(|query| self.asks(&rows, kv_head, query));
+            let queries: Queries<Query> = asks.clone().map(|(row, head)| self.query(row, head)).collect();
             self.level.run(AllSplits { attend: &mut attend, queries: &queries, splits });
-            for (i, (row, head)) in part.iter().enumerate() {
-                self.write(*row, *head, attend.total(i));
+            for (i, (row, head)) in asks.enumerate() {
+                self.write(row, head, attend.total(i));
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Matrix products: activations prepared once per input, then panels shared out among the threads.
 
-use super::activation::{RowGroup, TILE, WordGroup, place, quantise, quantise_words, tiles};
+use std::ops::Range;
+
+use super::activation::{RowGroup, TILE, WordGroup, quantise, quantise_words, tiles};
 use super::memory::Ptr;
 use super::panel::{GROUP, Panels};
 use super::plan::{Builder, Live, Step};
@@ -10,8 +12,9 @@ use super::tile::{Form, TileFn, max_tile, run_panels, tile_fn};
 use crate::format::Format;
 use crate::program::{RowSpace, Slot};
 
-/// Elements of K that one item of the preparation converts.
-const SPAN: usize = 256;
+/// Values that one item of the preparation converts, about: a span of K of all rows of a tile, for these are neighbours in
+/// memory where threads should not meet.
+const VALUES: usize = 256;
 /// Rows whose prepared activations stay in the second-level cache while panels pass.
 const ROW_BLOCK: usize = 64;
 /// Bytes of panels that stay there while rows pass.
@@ -50,11 +53,15 @@ impl Input {
     }
     /// Prepares `rows` rows.
     pub fn prepare(&self, w: &Worker<'_>, rows: usize) {
-        let spans = self.k.div_ceil(SPAN);
-        let chunk = if rows == 1 { 1 } else { w.chunk(rows * spans) };
-        w.phase(rows * spans, chunk, |range| {
+        let tile = self.tile.min(rows).max(1);
+        let span = (VALUES / tile).next_multiple_of(GROUP);
+        let (tiles, spans) = (rows.div_ceil(tile), self.k.div_ceil(span));
+        let chunk = if rows == 1 { 1 } else { w.chunk(tiles * spans) };
+        w.phase(tiles * spans, chunk, |range| {
             for item in range {
-                self.level.run(Prepare { input: self, row: item / spans, rows, span: item % spans });
+                let (start, from) = (item / spans * tile, item % spans * span);
+                let tile = (start, tile.min(rows - start));
+                self.level.run(Prepare { input: self, tile, span: from..self.k.min(from + span) });
             }
         });
     }
@@ -77,40 +84,44 @@ impl Input {
     }
 }
 
-/// Prepares `SPAN` elements of one row.
+/// Prepares a span of K of the rows of a tile.
 struct Prepare<'a> {
     input: &'a Input,
-    row: usize,
-    rows: usize,
-    span: usize,
+    tile: (usize, usize),
+    span: Range<usize>,
 }
 
 impl Kernel for Prepare<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let Prepare { input, row, rows, span } = self;
-        let (start, len, index) = place(row, rows, input.tile);
-        let (from, to) = (span * SPAN, input.k.min(span * SPAN + SPAN));
-        // SAFETY: row `row` of `x`; of the scratch, the row's own places in its tile. Items are disjoint.
+        let Prepare { input, tile: (start, len), span } = self;
+        let groups = span.start / GROUP..span.end / GROUP;
+        // SAFETY: live rows of `x`; of the scratch, a span of the tile. Items are disjoint.
         unsafe {
-            let x = input.x.at(row * input.k);
+            let x = |row: usize, k: usize| input.x.at((start + row) * input.k + k);
             if input.wants(Form::Planes, len) {
                 let tile = input.area(Form::Planes, start).cast::<RowGroup>();
-                for g in from / GROUP..to / GROUP {
-                    quantise(s, x.add(g * GROUP), tile.add(g * len + index));
+                for g in groups.clone() {
+                    for row in 0..len {
+                        quantise(s, x(row, g * GROUP), tile.add(g * len + row));
+                    }
                 }
             }
             if input.wants(Form::Words, len) {
                 let tile = input.area(Form::Words, start).cast::<WordGroup>();
-                for g in from / GROUP..to / GROUP {
-                    quantise_words(s, x.add(g * GROUP), tile.add(g), index);
+                for g in groups {
+                    for row in 0..len {
+                        quantise_words(s, x(row, g * GROUP), tile.add(g), row);
+                    }
                 }
             }
             if input.wants(Form::Floats, len) {
                 let tile = input.area(Form::Floats, start).cast::<f32>();
-                for k in from..to {
-                    *tile.add(k * len + index) = *x.add(k);
+                for k in span {
+                    for row in 0..len {
+                        *tile.add(k * len + row) = *x(row, k);
+                    }
                 }
             }
         }

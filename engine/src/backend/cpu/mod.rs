@@ -126,7 +126,7 @@ impl CpuBackend {
     }
     /// Bytes per second at which all threads together read memory, measured now (takes about 0.2 s).
     pub fn measure_bandwidth(&mut self) -> Result<f64> {
-        bandwidth::measure(&mut self.pool)
+        bandwidth::measure(&mut self.pool, self.level)
     }
 }
 
