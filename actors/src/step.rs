@@ -77,6 +77,9 @@ pub async fn step(
 
 /// One fixed-column line per step: what an operator greps.
 fn log_line(settled: &Settled, rows: usize) {
+    if !tracing::enabled!(target: "ponder::step", tracing::Level::INFO) {
+        return;
+    }
     let chosen: usize = settled.seqs.iter().filter_map(|s| s.chosen.as_ref().ok()).map(Vec::len).sum();
     let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
     let host = settled.took.saturating_sub(settled.device_time).saturating_sub(settled.draft_time);

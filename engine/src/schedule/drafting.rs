@@ -66,7 +66,9 @@ impl Drafting {
     /// Guesses for the sequences of the plan that choose a token, at most `budget` rows of them and `logit_rows`
     /// rows that choose. Returns what is left of the budget.
     pub fn plan(&mut self, plan: &mut StepPlan, seqs: &SeqMap<Sequence>, budget: usize, logit_rows: usize) -> usize {
-        self.known.retain(|seq, _| !plan.released.contains(seq));
+        for seq in &plan.released {
+            self.known.remove(seq);
+        }
         self.rows = plan.seqs.iter().map(|s| s.tokens.len()).sum();
         self.context = plan.seqs.iter().map(|s| s.start).sum();
         let choosing: Vec<usize> = (0..plan.seqs.len()).filter(|i| plan.seqs[*i].sample.is_some()).collect();

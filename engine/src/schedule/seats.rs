@@ -33,15 +33,18 @@ impl Scheduler {
     /// Tokens for each running sequence: as many as a step has seats, by rank. Who decodes is served first, for that
     /// is one row each; prompts share what is left. (Every seat is sure of a token: there are no more than tokens.)
     pub(super) fn shares(&self, only: Option<SeqId>) -> Vec<usize> {
-        let mut shares = vec![0; self.running.len()];
-        let may = |i: &usize| only.is_none_or(|only| only == self.running[*i]);
-        let seated = (0..self.running.len()).filter(may).take(self.options.max_seqs);
-        let seated: Vec<(usize, usize)> = seated.map(|i| (i, self.seqs[&self.running[i]].pending())).collect();
+        let mut seats = self.options.max_seqs;
+        let mut pending = |id: &SeqId| {
+            let seated = seats > 0 && only.is_none_or(|only| only == *id);
+            seats -= usize::from(seated);
+            if seated { self.seqs[id].pending() } else { 0 }
+        };
+        let mut shares: Vec<usize> = self.running.iter().map(&mut pending).collect();
         let mut left = self.options.max_step_tokens;
         for decodes in [true, false] {
-            for (i, pending) in seated.iter().filter(|(_, pending)| (*pending == 1) == decodes) {
-                shares[*i] = (*pending).min(self.options.prefill_chunk).min(left);
-                left -= shares[*i];
+            for share in shares.iter_mut().filter(|share| **share > 0 && (**share == 1) == decodes) {
+                *share = (*share).min(self.options.prefill_chunk).min(left);
+                left -= *share;
             }
         }
         shares
