@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ponder_engine::backend::cpu::panel::Panels;
 use ponder_engine::backend::cpu::simd::Level;
-use ponder_engine::backend::cpu::tile::{Form, TileArgs, max_tile, tile_fn};
+use ponder_engine::backend::cpu::tile::{Form, TileArgs, max_tile, tile_kernel};
 use ponder_engine::backend::cpu::{Buffer, CpuBackend, Plan};
 use ponder_engine::backend::{Backend, Bound};
 use ponder_engine::format::{Format, KvFormat};
@@ -246,7 +246,7 @@ fn kernels(level: Level, format: Format) {
     let mut out = vec![0f32; rows * n];
     let x = x.as_ptr().wrapping_add(x.as_ptr().align_offset(64));
     for rows in 1..=max_tile(level) {
-        let kernel = tile_fn(level, format, rows);
+        let kernel = tile_kernel(level, format, rows).run;
         let args = TileArgs {
             panels: panels.as_ptr(),
             panel_bytes: shape.panel_bytes(),

@@ -295,10 +295,7 @@ impl Scheduler {
             Some(_) => {}
             None => self.admit(),
         }
-        // From step to step they mostly stay in their order, and sorting touches more than looking.
-        if !self.running.is_sorted_by_key(|id| self.seqs[id].rank) {
-            self.running.sort_by_cached_key(|id| self.seqs[id].rank);
-        }
+        self.running.sort_by_cached_key(|id| self.seqs[id].rank);
         let shares = self.shares(only);
         let mut budget = self.options.max_step_tokens;
         let seqs = Vec::with_capacity(self.running.len());

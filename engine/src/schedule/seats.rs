@@ -34,12 +34,12 @@ impl Scheduler {
     /// is one row each; prompts share what is left. (Every seat is sure of a token: there are no more than tokens.)
     pub(super) fn shares(&self, only: Option<SeqId>) -> Vec<usize> {
         let mut seats = self.options.max_seqs;
-        let mut pending = |id: &SeqId| {
+        let pending = |id: &SeqId| {
             let seated = seats > 0 && only.is_none_or(|only| only == *id);
             seats -= usize::from(seated);
             if seated { self.seqs[id].pending() } else { 0 }
         };
-        let mut shares: Vec<usize> = self.running.iter().map(&mut pending).collect();
+        let mut shares: Vec<usize> = self.running.iter().map(pending).collect();
         let mut left = self.options.max_step_tokens;
         for decodes in [true, false] {
             for share in shares.iter_mut().filter(|share| **share > 0 && (**share == 1) == decodes) {

@@ -211,6 +211,7 @@ impl Attend<'_> {
             while i < queries.len() {
                 let tokens = seen(i);
                 let alike = (i + 1..queries.len()).take(2).take_while(|j| seen(*j) == tokens).count();
+                // Three sums of four vectors each, where registers hold so many.
                 match alike {
                     _ if tokens.0 == tokens.1 => i += 1,
                     2 if S::SUMS >= 12 => i += self.weigh::<S, 3>(s, &states[i..], i, tokens),

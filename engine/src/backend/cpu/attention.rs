@@ -25,10 +25,11 @@ pub const SPLIT: usize = 128;
 const ROW_BLOCK: usize = 8;
 /// Up to this many rows, splits are shared out among the threads.
 const SPLIT_ROWS: usize = 16;
-/// Something of each query that shares a tile.
-type Queries<T> = ArrayVec<T, WORK_QUERIES>;
 /// Most floats of scratch for the splits' partial results, unless one row needs more.
 const PARTIAL_FLOATS: usize = 4 << 20;
+
+/// Something of each query that shares a tile.
+type Queries<T> = ArrayVec<T, WORK_QUERIES>;
 
 /// [`op::Attention`] and [`op::LatentAttention`].
 pub struct Attention {

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::panel::LANES;
 use super::simd::{Isa, array};
-use super::tile::{Tile, TileArgs};
+use super::tile::{Form, Tile, TileArgs};
 use crate::format::F8_BLOCK;
 
 /// A float format in panels.
@@ -29,6 +29,7 @@ pub(super) struct Float<W, const T: usize>(PhantomData<W>);
 
 impl<W: Floats, const T: usize> Tile for Float<W, T> {
     const ROWS: usize = T;
+    const FORM: Form = Form::Floats;
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
         // SAFETY: the arguments describe `count` panels, a tile of `T` rows and their outputs.
@@ -41,6 +42,7 @@ pub(super) struct Scaled<W, const T: usize>(PhantomData<W>);
 
 impl<W: Floats, const T: usize> Tile for Scaled<W, T> {
     const ROWS: usize = T;
+    const FORM: Form = Form::Floats;
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
         // SAFETY: as for [`Float`].

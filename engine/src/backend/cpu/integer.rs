@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::activation::{Factors, RowGroup};
 use super::panel::{GROUP, LANES};
 use super::simd::{Isa, array, prefetch};
-use super::tile::{Tile, TileArgs};
+use super::tile::{Form, Tile, TileArgs};
 
 /// How the integer sums of a group become a float.
 #[derive(Clone, Copy, PartialEq)]
@@ -57,6 +57,7 @@ pub(super) struct Integer<Q, const T: usize>(PhantomData<Q>);
 
 impl<Q: Quant, const T: usize> Tile for Integer<Q, T> {
     const ROWS: usize = T;
+    const FORM: Form = Form::Planes;
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
         for panel in 0..a.count {

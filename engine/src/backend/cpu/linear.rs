@@ -8,8 +8,7 @@ use super::panel::{GROUP, Panels};
 use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
-use super::tile::{Form, TileFn, max_tile, run_panels, tile_fn};
-use crate::format::Format;
+use super::tile::{Form, TileKernel, max_tile, run_panels, tile_kernel};
 use crate::program::{RowSpace, Slot};
 
 /// Values that one item of the preparation converts, about: a span of K of all rows of a tile, for these are neighbours in
@@ -26,8 +25,8 @@ const FLOAT_PANELS: usize = 4;
 pub struct Input {
     x: Ptr<f32>,
     k: usize,
-    /// Of the weights that read it.
-    formats: Vec<Format>,
+    /// The forms in which tiles of 1, 2, ... rows are read, by their numbers.
+    wants: [[bool; Form::ALL.len()]; TILE],
     /// Where each form goes.
     prepared: [Ptr<u8>; Form::ALL.len()],
     level: Level,
@@ -40,16 +39,20 @@ pub struct Matrix {
     /// Layout.
     pub shape: Panels,
     /// Kernels for 1, 2, ... rows, as many as the level has.
-    kernels: Vec<TileFn>,
+    kernels: Vec<TileKernel>,
 }
 
 impl Input {
     /// Input `x` of products with `weights`.
     pub fn new(b: &Builder<'_>, x: Slot, weights: &[Slot]) -> Self {
-        let mut formats: Vec<Format> = weights.iter().map(|w| b.panels(*w).format).collect();
-        formats.dedup();
         let tile = max_tile(b.level).min(TILE);
-        Self { x: b.ptr(x), k: b.width(x), formats, prepared: b.prepared(), level: b.level, tile }
+        let mut wants = [[false; Form::ALL.len()]; TILE];
+        for w in weights {
+            for (i, wants) in wants[..tile].iter_mut().enumerate() {
+                wants[tile_kernel(b.level, b.panels(*w).format, i + 1).form as usize] = true;
+            }
+        }
+        Self { x: b.ptr(x), k: b.width(x), wants, prepared: b.prepared(), level: b.level, tile }
     }
     /// Prepares `rows` rows.
     pub fn prepare(&self, w: &Worker<'_>, rows: usize) {
@@ -69,10 +72,6 @@ impl Input {
     fn tiles(&self, start: usize, end: usize, rows: usize) -> impl Iterator<Item = (usize, usize)> {
         tiles(rows, self.tile).skip_while(move |t| t.0 < start).take_while(move |t| t.0 < end)
     }
-    /// Where the tile of `len` rows that begins at row `start` lies, for a weight of this format.
-    fn tile_at(&self, format: Format, (start, len): (usize, usize)) -> *const u8 {
-        self.area(Form::of(self.level, format, len), start)
-    }
     /// Where the tile that begins at row `start` lies in one form.
     fn area(&self, form: Form, start: usize) -> *mut u8 {
         // SAFETY: within the scratch, which holds all rows.
@@ -80,7 +79,7 @@ impl Input {
     }
     /// Whether a tile of `len` rows is read in this form.
     fn wants(&self, form: Form, len: usize) -> bool {
-        self.formats.iter().any(|format| Form::of(self.level, *format, len) == form)
+        self.wants[len - 1][form as usize]
     }
 }
 
@@ -133,7 +132,7 @@ impl Matrix {
     pub fn new(b: &Builder<'_>, w: Slot) -> Self {
         let shape = b.panels(w);
         let most = max_tile(b.level).min(TILE);
-        let kernels = (1..=most).map(|rows| tile_fn(b.level, shape.format, rows)).collect();
+        let kernels = (1..=most).map(|rows| tile_kernel(b.level, shape.format, rows)).collect();
         Self { weights: b.ptr(w), shape, kernels }
     }
     /// Panels `panels` times a tile (first row, rows), into `out` with `stride` elements between rows.
@@ -143,14 +142,15 @@ impl Matrix {
     pub unsafe fn run(
         &self,
         input: &Input,
-        tile: (usize, usize),
+        (start, len): (usize, usize),
         panels: (usize, usize),
         out: *mut f32,
         stride: usize,
     ) {
-        let (x, len) = (input.tile_at(self.shape.format, tile), tile.1);
+        let kernel = self.kernels[len - 1];
+        let x = input.area(kernel.form, start);
         // SAFETY: the caller's promise.
-        unsafe { run_panels(self.kernels[len - 1], &self.shape, self.weights.0, panels, x, len, out, stride) }
+        unsafe { run_panels(kernel.run, &self.shape, self.weights.0, panels, x, len, out, stride) }
     }
 }
 

@@ -11,7 +11,7 @@ use super::memory::{Buffer, Contents, Memory, Ptr};
 use super::panel::Panels;
 use super::pool::Worker;
 use super::simd::Level;
-use super::tile::Form;
+use super::tile::{Form, max_tile, tile_kernel};
 use super::{attention, elementwise, embed, kv, linear, mlp, norm, rope, sample};
 use crate::backend::Bound;
 use crate::error::{DeviceFault, Error, Result};
@@ -152,8 +152,8 @@ impl Scratch {
         for (w, rows) in products {
             let decl = program.decl(w);
             let Elem::Weight(format) = decl.elem else { continue };
-            for tile in 1..=rows.min(TILE) {
-                let form = Form::of(level, format, tile);
+            for tile in 1..=rows.min(max_tile(level)).min(TILE) {
+                let form = tile_kernel(level, format, tile).form;
                 let bytes = &mut scratch.prepared[form as usize];
                 *bytes = form.bytes(decl.shape[1], rows).max(*bytes);
             }

@@ -37,6 +37,7 @@ pub struct TileArgs {
 pub type TileFn = unsafe fn(TileArgs);
 
 /// Fewest rows that tile registers multiply faster than vectors.
+#[cfg(target_arch = "x86_64")]
 const FEWEST_TILED: usize = 5;
 
 /// How a kernel wants its tile of activations.
@@ -53,16 +54,6 @@ pub enum Form {
 impl Form {
     /// All of them, each at the place of its number.
     pub const ALL: [Form; 3] = [Form::Planes, Form::Words, Form::Floats];
-    /// What the kernel for `rows` rows of a weight wants.
-    pub fn of(level: Level, format: Format, rows: usize) -> Self {
-        match format {
-            _ if !format.is_quantised() => Form::Floats,
-            Format::Q4_0 | Format::Q4_1 | Format::Q4K | Format::I4G32 | Format::I4G128 if tiled(level, rows) => {
-                Form::Words
-            }
-            _ => Form::Planes,
-        }
-    }
     /// Bytes of some tiles of [`TILE`] rows, or of a last one with what is left.
     pub fn bytes(self, k: usize, rows: usize) -> usize {
         match self {
@@ -73,24 +64,29 @@ impl Form {
     }
 }
 
-/// Whether so many rows are multiplied on tile registers.
-fn tiled(level: Level, rows: usize) -> bool {
-    level == Level::Amx && rows >= FEWEST_TILED
+/// A kernel, and what it reads: chosen together, for one is nothing without the other.
+#[derive(Clone, Copy)]
+pub struct TileKernel {
+    /// The kernel.
+    pub run: TileFn,
+    /// Its tile's form.
+    pub form: Form,
 }
 
 /// The kernel for a format and a number of rows (up to the level's largest tile).
-pub fn tile_fn(level: Level, format: Format, rows: usize) -> TileFn {
+pub fn tile_kernel(level: Level, format: Format, rows: usize) -> TileKernel {
     #[cfg(target_arch = "x86_64")]
-    if tiled(level, rows)
+    if level == Level::Amx
+        && rows >= FEWEST_TILED
         && let Some(kernel) = pick_tiled(format, rows)
     {
         return kernel;
     }
     struct Pick(Format, usize);
     impl Kernel for Pick {
-        type Out = TileFn;
+        type Out = TileKernel;
         #[inline(always)]
-        fn run<S: Isa>(self, s: S) -> TileFn {
+        fn run<S: Isa>(self, s: S) -> TileKernel {
             pick(s, self.0, self.1)
         }
     }
@@ -111,19 +107,19 @@ pub fn max_tile(level: Level) -> usize {
 }
 
 #[inline(always)]
-fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileFn {
+fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileKernel {
     assert!(rows <= S::MAX_TILE, "no tile of {rows} rows");
     macro_rules! table {
         ($($format:ident => $kernel:ident<$quant:ty>),*) => {
             match (format, rows) {
-                $((Format::$format, 1) => enter::<S, $kernel<$quant, 1>>,
-                  (Format::$format, 2) => enter::<S, $kernel<$quant, 2>>,
-                  (Format::$format, 3) => enter::<S, $kernel<$quant, 3>>,
-                  (Format::$format, 4) => enter::<S, $kernel<$quant, 4>>,
-                  (Format::$format, 5) => enter::<S, $kernel<$quant, 5>>,
-                  (Format::$format, 6) => enter::<S, $kernel<$quant, 6>>,
-                  (Format::$format, 7) => enter::<S, $kernel<$quant, 7>>,
-                  (Format::$format, 8) => enter::<S, $kernel<$quant, 8>>,)*
+                $((Format::$format, 1) => kernel::<S, $kernel<$quant, 1>>(),
+                  (Format::$format, 2) => kernel::<S, $kernel<$quant, 2>>(),
+                  (Format::$format, 3) => kernel::<S, $kernel<$quant, 3>>(),
+                  (Format::$format, 4) => kernel::<S, $kernel<$quant, 4>>(),
+                  (Format::$format, 5) => kernel::<S, $kernel<$quant, 5>>(),
+                  (Format::$format, 6) => kernel::<S, $kernel<$quant, 6>>(),
+                  (Format::$format, 7) => kernel::<S, $kernel<$quant, 7>>(),
+                  (Format::$format, 8) => kernel::<S, $kernel<$quant, 8>>(),)*
                 (_, rows) => panic!("no tile of {rows} rows"),
             }
         };
@@ -141,16 +137,16 @@ fn pick<S: Isa>(_: S, format: Format, rows: usize) -> TileFn {
 
 /// The kernel on tile registers, if the format has one.
 #[cfg(target_arch = "x86_64")]
-fn pick_tiled(format: Format, rows: usize) -> Option<TileFn> {
+fn pick_tiled(format: Format, rows: usize) -> Option<TileKernel> {
     use super::simd::avx512::Avx512;
     use super::tiled::{Planes, Tiled, Words};
     macro_rules! table {
         ($($format:ident => $scheme:ident),*) => {
             match (format, rows) {
-                $((Format::$format, 5) => Some(enter::<Avx512, Tiled<$scheme<super::quant::$format>, 5>>),
-                  (Format::$format, 6) => Some(enter::<Avx512, Tiled<$scheme<super::quant::$format>, 6>>),
-                  (Format::$format, 7) => Some(enter::<Avx512, Tiled<$scheme<super::quant::$format>, 7>>),
-                  (Format::$format, 8) => Some(enter::<Avx512, Tiled<$scheme<super::quant::$format>, 8>>),)*
+                $((Format::$format, 5) => Some(kernel::<Avx512, Tiled<$scheme<super::quant::$format>, 5>>()),
+                  (Format::$format, 6) => Some(kernel::<Avx512, Tiled<$scheme<super::quant::$format>, 6>>()),
+                  (Format::$format, 7) => Some(kernel::<Avx512, Tiled<$scheme<super::quant::$format>, 7>>()),
+                  (Format::$format, 8) => Some(kernel::<Avx512, Tiled<$scheme<super::quant::$format>, 8>>()),)*
                 _ => None,
             }
         };
@@ -165,9 +161,16 @@ fn pick_tiled(format: Format, rows: usize) -> Option<TileFn> {
 pub(super) trait Tile {
     /// Rows of the tile.
     const ROWS: usize;
+    /// Its form.
+    const FORM: Form;
     /// # Safety
     /// As [`TileFn`].
     unsafe fn run<S: Isa>(s: S, args: TileArgs);
+}
+
+/// `T` on the instructions of `S`.
+fn kernel<S: Isa, T: Tile>() -> TileKernel {
+    TileKernel { run: enter::<S, T>, form: T::FORM }
 }
 
 /// # Safety

@@ -19,7 +19,7 @@ use super::integer::{Quant, add_up, centre, fetch_ahead};
 use super::panel::{GROUP, LANES};
 use super::simd::Isa;
 use super::simd::amx::{Shapes, Tiles};
-use super::tile::{Tile, TileArgs};
+use super::tile::{Form, Tile, TileArgs};
 
 /// Groups that are unpacked before they are multiplied.
 const UNPACKED: usize = 2;
@@ -65,6 +65,7 @@ pub(super) struct Tiled<P, const T: usize>(PhantomData<P>);
 
 impl<P: Scheme<T>, const T: usize> Tile for Tiled<P, T> {
     const ROWS: usize = T;
+    const FORM: Form = P::FORM;
     #[inline(always)]
     unsafe fn run<S: Isa>(s: S, a: TileArgs) {
         // SAFETY: the arguments describe `count` panels, a tile of `T` rows and their outputs; a kernel of this kind is
@@ -242,6 +243,8 @@ fn sums<P: Scheme<T>, const T: usize>(between: *mut Between, i: usize) -> *mut u
 pub(super) trait Scheme<const T: usize> {
     /// The weights' format.
     type Quant: Quant;
+    /// How its activations are prepared: as groups of the next type.
+    const FORM: Form;
     /// A group of activations: of all rows, or of one.
     type Group;
     /// Values of it for all rows.
@@ -286,6 +289,7 @@ pub(super) struct Words<Q>(PhantomData<Q>);
 
 impl<Q: Quant, const T: usize> Scheme<T> for Words<Q> {
     type Quant = Q;
+    const FORM: Form = Form::Words;
     type Group = WordGroup;
     const GROUP_LEN: usize = 1;
     const SUM_PLACES: usize = 1;
@@ -359,6 +363,7 @@ impl<Q: Quant> Planes<Q> {
 
 impl<Q: Quant, const T: usize> Scheme<T> for Planes<Q> {
     type Quant = Q;
+    const FORM: Form = Form::Planes;
     type Group = RowGroup;
     const GROUP_LEN: usize = T;
     const SUM_PLACES: usize = 2;
