@@ -229,11 +229,12 @@ impl Attention {
             let split = self.splits_of(rows).nth(item / kv_heads % most)?;
             Some((rows, split, item % kv_heads))
         };
+        let sharing = w.sharing();
         w.phase(runs.len() * most * kv_heads, 1, |range| {
             for item in range {
                 let Some((rows, split, kv_head)) = place(item) else { continue };
                 let next = || {
-                    let (rows, split, kv_head) = place(item + w.threads)?;
+                    let (rows, split, kv_head) = place(item + sharing)?;
                     let (first, _) = self.visible(rows.start);
                     let (_, last) = self.visible(rows.end - 1);
                     Some(Next { attend: self.attend(w, rows.start, kv_head), split, first, last })

@@ -75,6 +75,11 @@ impl<Q: Quant, const T: usize> Tile for Integer<Q, T> {
 /// Bytes that a stream of weights is asked for before they are needed.
 const AHEAD: usize = 8192;
 
+/// Asks for the first weights at `w`, as many as nobody asks for later ([`fetch_ahead`]).
+pub(super) fn fetch_first(w: *const u8, bytes: usize) {
+    (0..bytes.min(AHEAD)).step_by(64).for_each(|at| prefetch(w.wrapping_add(at)));
+}
+
 /// Asks for the group that is needed [`AHEAD`] bytes later. The processor's own prefetcher follows a stream too, but it
 /// stops at the end of a page, and with many rows a group takes so long that no out-of-order window reaches the next.
 #[inline(always)]

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::activation::{RowGroup, TILE, WordGroup, quantise, quantise_words, tiles};
+use super::integer::fetch_first;
 use super::memory::Ptr;
 use super::panel::{GROUP, Panels};
 use super::plan::{Builder, Live, Step};
@@ -135,6 +136,11 @@ impl Matrix {
         let kernels = (1..=most).map(|rows| tile_kernel(b.level, shape.format, rows)).collect();
         Self { weights: b.ptr(w), shape, kernels }
     }
+    /// Asks for the first weights of panels `from..to`.
+    pub fn fetch(&self, (from, to): (usize, usize)) {
+        let bytes = self.shape.panel_bytes();
+        fetch_first(self.weights.0.wrapping_add(from * bytes), (to - from) * bytes);
+    }
     /// Panels `panels` times a tile (first row, rows), into `out` with `stride` elements between rows.
     ///
     /// # Safety
@@ -183,9 +189,16 @@ impl Work {
         let fair = if enough { (fair / self.together).max(1) * self.together } else { fair };
         fair.min(PANEL_BLOCK / self.bytes).max(1)
     }
+    /// The panels that [`share`] will give to this thread first.
+    pub fn first(&self, w: &Worker<'_>, rows: usize) -> (usize, usize) {
+        let (blocks, chunk) = (rows.div_ceil(ROW_BLOCK), self.chunk(w.threads));
+        let from = w.first(self.panels * blocks, chunk, self.together) % self.panels;
+        (from, self.panels.min(from + chunk))
+    }
 }
 
-/// Cuts panels x `rows` into items; calls `work(panels from..to, tiles)` for each.
+/// Shares panels x `rows` out: the panels of a block of rows, then those of the next, so that the block's activations stay
+/// near while the panels pass. Calls `work(panels from..to, tiles)` for each item.
 pub fn share(
     w: &Worker<'_>,
     input: &Input,
@@ -193,13 +206,14 @@ pub fn share(
     of: &Work,
     mut work: impl FnMut((usize, usize), &mut dyn Iterator<Item = (usize, usize)>),
 ) {
-    let (panels, chunk) = (of.panels, of.chunk(w.threads));
-    let blocks = rows.div_ceil(ROW_BLOCK);
-    w.phase(panels.div_ceil(chunk) * blocks, 1, |range| {
-        for item in range {
-            let (from, block) = (item / blocks * chunk, item % blocks);
+    let (panels, blocks) = (of.panels, rows.div_ceil(ROW_BLOCK));
+    w.phase_aligned(panels * blocks, of.chunk(w.threads), of.together, |mut range| {
+        while !range.is_empty() {
+            let (block, from) = (range.start / panels, range.start % panels);
+            let to = panels.min(from + range.len());
+            range.start += to - from;
             let mut tiles = input.tiles(block * ROW_BLOCK, (block + 1) * ROW_BLOCK, rows);
-            work((from, panels.min(from + chunk)), &mut tiles);
+            work((from, to), &mut tiles);
         }
     });
 }
@@ -238,6 +252,11 @@ impl Linear {
 }
 
 impl Product {
+    /// Its own among the panels of all products.
+    fn own(&self, (from, to): (usize, usize)) -> Option<(usize, usize)> {
+        let own = |panel: usize| panel.clamp(self.first, self.first + self.matrix.shape.count()) - self.first;
+        (own(from) < own(to)).then(|| (own(from), own(to)))
+    }
     /// Panels `from..to` for one tile, and their bias.
     ///
     /// # Safety
@@ -260,14 +279,19 @@ impl Product {
 impl Step for Linear {
     fn run(&self, w: &Worker<'_>, live: &Live) {
         let rows = live.rows(self.space);
+        let first = self.work.first(w, rows);
+        for p in &self.products {
+            if let Some(panels) = p.own(first) {
+                p.matrix.fetch(panels);
+            }
+        }
         self.input.prepare(w, rows);
         share(w, &self.input, rows, &self.work, |(from, to), tiles| {
             for tile in tiles {
                 for p in &self.products {
-                    let (from, to) = (from.max(p.first) - p.first, to.min(p.first + p.matrix.shape.count()));
-                    if from + p.first < to {
+                    if let Some(panels) = p.own((from, to)) {
                         // SAFETY: prepared above; items are disjoint in panels or rows.
-                        unsafe { p.run(&self.input, tile, (from, to - p.first)) }
+                        unsafe { p.run(&self.input, tile, panels) }
                     }
                 }
             }

@@ -16,7 +16,7 @@ use crate::op;
 use crate::program::RowSpace;
 
 /// Panels whose products wait for their activation.
-const STRIP: usize = 8;
+const STRIP: usize = 16;
 
 /// `gated = act(x gate) * (x up)`.
 pub struct GateUp {
@@ -75,6 +75,8 @@ impl GateUp {
 impl Step for GateUp {
     fn run(&self, w: &Worker<'_>, live: &Live) {
         let rows = live.rows(RowSpace::Batch);
+        let first = self.work.first(w, rows);
+        [&self.gate, &self.up].into_iter().for_each(|matrix| matrix.fetch(first));
         self.input.prepare(w, rows);
         share(w, &self.input, rows, &self.work, |(from, to), tiles| {
             for tile in tiles {
@@ -95,38 +97,43 @@ struct Gated<'a> {
     activation: Activation,
 }
 
+impl Gated<'_> {
+    /// Sixteen elements.
+    ///
+    /// # Safety
+    /// All three have them.
+    #[inline(always)]
+    unsafe fn lanes<S: Isa>(s: S, gate: *const f32, up: *const f32, out: *mut f32, activation: Activation) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (gate, up) = (s.load(gate), s.load(up));
+            let act = match activation {
+                Activation::Silu => silu(s, gate),
+                Activation::GeluTanh => gelu_tanh(s, gate),
+            };
+            s.store(out, s.mul(act, up));
+        }
+    }
+}
+
 impl Kernel for Gated<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let len = self.gate.len();
-        let mut i = 0;
-        while i < len {
-            let lanes = (len - i).min(LANES);
-            let mut padded = [[0f32; LANES]; 3];
-            // SAFETY: `lanes` elements from `i` on exist in all three; the last ones go through a copy.
-            unsafe {
-                let mut from = [self.gate.as_ptr().add(i), self.up.as_ptr().add(i)];
-                if lanes < LANES {
-                    for (padded, from) in padded.iter_mut().zip(&mut from) {
-                        std::ptr::copy_nonoverlapping(*from, padded.as_mut_ptr(), lanes);
-                        *from = padded.as_ptr();
-                    }
-                }
-                let (gate, up) = (s.load(from[0]), s.load(from[1]));
-                let act = match self.activation {
-                    Activation::Silu => silu(s, gate),
-                    Activation::GeluTanh => gelu_tanh(s, gate),
-                };
-                let product = s.mul(act, up);
-                if lanes == LANES {
-                    s.store(self.out.add(i), product);
-                } else {
-                    s.store(padded[2].as_mut_ptr(), product);
-                    std::ptr::copy_nonoverlapping(padded[2].as_ptr(), self.out.add(i), lanes);
-                }
+        let (whole, rest) = (self.gate.len() / LANES * LANES, self.gate.len() % LANES);
+        // SAFETY: there are so many elements in all three; the last go through a copy.
+        unsafe {
+            for i in (0..whole).step_by(LANES) {
+                Self::lanes(s, self.gate.as_ptr().add(i), self.up.as_ptr().add(i), self.out.add(i), self.activation);
             }
-            i += LANES;
+            if rest > 0 {
+                let mut padded = [[0f32; LANES]; 3];
+                padded[0][..rest].copy_from_slice(&self.gate[whole..]);
+                padded[1][..rest].copy_from_slice(&self.up[whole..]);
+                let [gate, up, out] = &mut padded;
+                Self::lanes(s, gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), self.activation);
+                std::ptr::copy_nonoverlapping(padded[2].as_ptr(), self.out.add(whole), rest);
+            }
         }
     }
 }

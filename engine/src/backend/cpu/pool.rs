@@ -24,6 +24,9 @@ const SPINS: u32 = 3000;
 /// since the step that verifies them would begin with waking it.
 const YIELDS: u32 = 2000;
 
+/// Spans that a phase is cut into at most. Threads without a span of their own share one.
+const SPANS: usize = 8;
+
 /// No processor.
 const NOWHERE: usize = usize::MAX;
 
@@ -42,8 +45,8 @@ struct Shared {
     arrived: Line<AtomicUsize>,
     /// Barriers passed.
     generation: Line<AtomicUsize>,
-    /// Next item of the present phase.
-    next: Line<AtomicUsize>,
+    /// Items taken of each span of the present phase.
+    taken: [Line<AtomicUsize>; SPANS],
     /// Workers that have left the present launch.
     left: Line<AtomicUsize>,
     /// Processor of each thread when it last began a launch; [`NOWHERE`] where that is not known.
@@ -84,17 +87,52 @@ pub struct Pool {
 struct Poisoned;
 
 impl Worker<'_> {
-    /// Shares `0..total` out in chunks of `chunk` to whoever is free, and waits until all are done.
-    pub fn phase(&self, total: usize, chunk: usize, mut work: impl FnMut(Range<usize>)) {
+    /// Shares `0..total` out in chunks of `chunk`, and waits until all are done.
+    pub fn phase(&self, total: usize, chunk: usize, work: impl FnMut(Range<usize>)) {
         let chunk = chunk.max(1);
-        loop {
-            let start = self.shared.next.0.fetch_add(chunk, Ordering::Relaxed);
-            if start >= total {
-                break;
+        self.phase_aligned(total, chunk, chunk, work);
+    }
+    /// As [`Worker::phase`]. Each thread goes through a span of its own, from [`Worker::first`] on, and then helps in the
+    /// spans of those that are not done. Spans begin at multiples of `align`.
+    pub fn phase_aligned(&self, total: usize, chunk: usize, align: usize, mut work: impl FnMut(Range<usize>)) {
+        let (spans, own) = (self.spans(), self.own_span());
+        for span in (own..spans).chain(0..own) {
+            let taken = &self.shared.taken[span].0;
+            let Range { start, end } = self.span(span, total, align);
+            while taken.load(Ordering::Relaxed) < end - start {
+                let from = start + taken.fetch_add(chunk, Ordering::Relaxed);
+                if from < end {
+                    work(from..end.min(from + chunk));
+                }
             }
-            work(start..total.min(start + chunk));
         }
         self.sync();
+    }
+    /// The item of such a phase that this thread is given first, if it is not late.
+    pub fn first(&self, total: usize, chunk: usize, align: usize) -> usize {
+        let own = self.own_span();
+        let before = self.index - (0..self.index).take_while(|i| self.span_of(*i) != own).count();
+        let span = self.span(own, total, align);
+        span.end.min(span.start + before * chunk)
+    }
+    /// Threads that share this one's span: how many chunks it is to its next one, about.
+    pub fn sharing(&self) -> usize {
+        let own = self.own_span();
+        (0..self.threads).filter(|i| self.span_of(*i) == own).count()
+    }
+    fn spans(&self) -> usize {
+        self.threads.min(SPANS)
+    }
+    fn own_span(&self) -> usize {
+        self.span_of(self.index)
+    }
+    fn span_of(&self, thread: usize) -> usize {
+        thread * self.spans() / self.threads
+    }
+    fn span(&self, span: usize, total: usize, align: usize) -> Range<usize> {
+        let parts = total.div_ceil(align);
+        let from = |span: usize| total.min(parts * span / self.spans() * align);
+        from(span)..from(span + 1)
     }
     /// Chunk size that gives each thread a few turns.
     pub fn chunk(&self, total: usize) -> usize {
@@ -106,7 +144,7 @@ impl Worker<'_> {
         let generation = shared.generation.0.load(Ordering::Acquire);
         if shared.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
             shared.arrived.0.store(0, Ordering::Relaxed);
-            shared.next.0.store(0, Ordering::Relaxed);
+            shared.taken[..self.spans()].iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
             shared.generation.0.store(generation.wrapping_add(1), Ordering::Release);
             return;
         }
@@ -206,7 +244,7 @@ impl Pool {
             epoch: Line(AtomicUsize::new(0)),
             arrived: Line(AtomicUsize::new(0)),
             generation: Line(AtomicUsize::new(0)),
-            next: Line(AtomicUsize::new(0)),
+            taken: [const { Line(AtomicUsize::new(0)) }; SPANS],
             left: Line(AtomicUsize::new(0)),
             cores: (0..threads).map(|_| AtomicUsize::new(NOWHERE)).collect(),
             poisoned: AtomicBool::new(false),
@@ -261,7 +299,7 @@ impl Pool {
             return Ok(());
         }
         shared.arrived.0.store(0, Ordering::Relaxed);
-        shared.next.0.store(0, Ordering::Relaxed);
+        shared.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         let mut first = shared.panic.lock().unwrap_or_else(PoisonError::into_inner);
         Err(first.take().unwrap_or_else(|| "a worker stopped".into()))
     }
@@ -302,6 +340,19 @@ mod tests {
                 .unwrap();
             }
             assert!(items.iter().all(|i| i.load(Ordering::Relaxed) == 200));
+        }
+    }
+
+    #[test]
+    fn every_thread_begins_with_its_own_items() {
+        for threads in [1, 2, 5, 2 * SPANS + 3] {
+            let mut pool = Pool::new(threads).unwrap();
+            let firsts: Mutex<Vec<usize>> = Mutex::default();
+            pool.run(&|w| firsts.lock().unwrap().push(w.first(100 * threads, 3, 1))).unwrap();
+            let mut firsts = firsts.into_inner().unwrap();
+            firsts.sort();
+            firsts.dedup();
+            assert_eq!((firsts.len(), firsts[0]), (threads, 0));
         }
     }
 

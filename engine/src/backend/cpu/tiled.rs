@@ -17,8 +17,8 @@ use std::mem::MaybeUninit;
 use super::activation::{RowGroup, WordGroup};
 use super::integer::{Quant, add_up, centre, fetch_ahead};
 use super::panel::{GROUP, LANES};
-use super::simd::Isa;
 use super::simd::amx::{Shapes, Tiles};
+use super::simd::{Isa, prefetch_near};
 use super::tile::{Form, Tile, TileArgs};
 
 /// Groups that are unpacked before they are multiplied.
@@ -376,7 +376,8 @@ impl<Q: Quant, const T: usize> Scheme<T> for Planes<Q> {
     #[inline(always)]
     unsafe fn unpack<S: Isa>(s: S, w: *const u8, to: *mut u8) {
         if Self::AS_STORED {
-            return;
+            // They only have to be near: a tile's rows are not asked for ahead of time, as other loads are.
+            return (0..GROUP * LANES).step_by(64).for_each(|at| prefetch_near(w.wrapping_add(at)));
         }
         // SAFETY: the caller's promise; 8 rows of a tile.
         unsafe {

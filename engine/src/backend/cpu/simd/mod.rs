@@ -127,6 +127,18 @@ pub fn prefetch(p: *const u8) {
     let _ = p;
 }
 
+/// As [`prefetch`], into the first level.
+#[inline(always)]
+pub fn prefetch_near(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// The answer of a feature test, kept: every kernel call asks it.
 #[cfg(target_arch = "x86_64")]
 struct Detected(std::sync::atomic::AtomicU8);
