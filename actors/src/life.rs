@@ -176,7 +176,7 @@ impl Lives {
     pub fn step(&mut self, result: &SettledSeq) {
         let Some((phase, life)) = self.open.get_mut(&result.seq) else { return };
         let Some(stretch) = life.stretches.last_mut() else { return };
-        let chosen = result.chosen.as_ref().map_or(0, Vec::len) as u64;
+        let chosen = result.chosen.as_ref().map_or(0, |c| c.len()) as u64;
         if *phase == LifePhase::In(Lane::Prefill) {
             let computed = result.cached.saturating_sub(result.start) as u64;
             self.totals.prefill_tokens += computed - chosen.saturating_sub(1).min(computed);
@@ -250,7 +250,7 @@ mod tests {
             speculation: Default::default(),
             cost: Default::default(),
         };
-        Event { seq: seq(n), tokens: Vec::new(), spans: Vec::new(), finish: Some(Box::new(finish)) }
+        Event { seq: seq(n), tokens: Default::default(), spans: Default::default(), finish: Some(Box::new(finish)) }
     }
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
         assert!(lives.enter(seq(1), Lane::Queued, at(1)));
         assert!(lives.enter(seq(1), Lane::Thinking, at(5)));
         assert!(!lives.enter(seq(1), Lane::Thinking, at(6)));
-        let chosen = Ok(vec![7, 8, 9]);
+        let chosen = Ok([7, 8, 9][..].into());
         lives.step(&SettledSeq { seq: seq(1), start: 0, cached: 3, chosen, drafted: 4, source: Source::Ngram });
         assert!(lives.told(&end(1), at(9)));
         let life = lives.look(seq(1)).unwrap();

@@ -80,7 +80,7 @@ fn log_line(settled: &Settled, rows: usize) {
     if !tracing::enabled!(target: "ponder::step", tracing::Level::INFO) {
         return;
     }
-    let chosen: usize = settled.seqs.iter().filter_map(|s| s.chosen.as_ref().ok()).map(Vec::len).sum();
+    let chosen: usize = settled.seqs.iter().filter_map(|s| s.chosen.as_ref().ok()).map(|c| c.len()).sum();
     let drafted: usize = settled.seqs.iter().map(|s| s.drafted).sum();
     let host = settled.took.saturating_sub(settled.device_time).saturating_sub(settled.draft_time);
     tracing::info!(

@@ -74,7 +74,7 @@ impl Streamer {
         if event.finish.as_ref().is_some_and(|f| !matches!(f.why, Finish::StopString { .. })) {
             shown += &answer.stop.finish();
         }
-        let (choice, tokens, finish) = (event.seq.choice, event.tokens, event.finish);
+        let (choice, tokens, finish) = (event.seq.choice, event.tokens.into_vec(), event.finish);
         let update = Update { choice, tokens, reasoning, text: shown, tool_call, finish };
         // A client that is gone is found below, with all the others.
         let _ = sink.send(update);

@@ -6,11 +6,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::grammar::Guide;
 use crate::kv::{Copies, Parts};
 use crate::op::{Adjust, SampleRow};
 use crate::request::SeqId;
 use crate::spec::Source;
+
+/// Token ids of one sequence in one step: mostly one, or it and some guesses that were right, for which nothing is
+/// allocated.
+pub type Tokens = SmallVec<[u32; 4]>;
 
 /// Number of a step, from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +72,7 @@ pub struct SeqPlan {
     /// Position of the first of `tokens`: how many tokens are cached already.
     pub start: usize,
     /// Tokens to process.
-    pub tokens: Vec<u32>,
+    pub tokens: Tokens,
     /// Most tokens to draft after them.
     pub max_drafts: usize,
     /// How to choose the token after the last one; `None` while the prompt is not through.
@@ -130,7 +136,7 @@ pub struct Verified {
     /// The step.
     pub drafted: Drafted,
     /// For each sequence of the plan: the accepted drafts and the token after them; empty inside a prompt.
-    pub chosen: Vec<Result<Vec<u32>, String>>,
+    pub chosen: Vec<Result<Tokens, String>>,
     /// From launch to end on the device.
     pub device_time: Duration,
     /// What [`Reserved::copies`] took before that.
@@ -173,7 +179,7 @@ pub struct SettledSeq {
     /// Tokens that were cached before the step.
     pub start: usize,
     /// New tokens, or why this sequence alone failed.
-    pub chosen: Result<Vec<u32>, String>,
+    pub chosen: Result<Tokens, String>,
     /// Tokens that were drafted for it.
     pub drafted: usize,
     /// By whom.

@@ -6,7 +6,7 @@ use super::preempt::Host;
 use super::tree::{Found, NodeId, Tenant, Tree, common};
 use super::{BlockPool, Parts};
 use crate::request::SeqId;
-use crate::step::{Opening, SeqPlan, StepPlan};
+use crate::step::{Opening, SeqPlan, StepPlan, Tokens};
 
 /// A sequence in the cache.
 #[derive(Debug)]
@@ -287,7 +287,7 @@ fn aim(plan: &StepPlan, at: usize, hit: usize) -> (SeqPlan, usize) {
     let budget = seq.tokens.len() + plan.spare;
     let take = budget.min(plan.chunk.max(seq.tokens.len())).min(opening.log.len() - hit);
     seq.start = hit;
-    seq.tokens = opening.log[hit..hit + take].to_vec();
+    seq.tokens = Tokens::from_slice(&opening.log[hit..hit + take]);
     seq.sample = opening.sample.clone().filter(|_| hit + take == opening.log.len());
     if seq.sample.is_none() {
         seq.max_drafts = 0;

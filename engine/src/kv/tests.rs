@@ -5,11 +5,13 @@ mod model;
 
 use std::sync::Arc;
 
+use smallvec::smallvec;
+
 use super::*;
 use crate::op::SampleRow;
 use crate::request::RequestId;
 use crate::spec::Source;
-use crate::step::{Drafted, Opening, SamplePlan, SeqPlan, StepId};
+use crate::step::{Drafted, Opening, SamplePlan, SeqPlan, StepId, Tokens};
 
 fn seq(n: u64) -> SeqId {
     SeqId { request: RequestId(n), choice: 0 }
@@ -21,7 +23,7 @@ fn sample() -> Option<SamplePlan> {
 fn start(plan: &mut StepPlan, id: u64, tenant: &str, log: &[u32], share: usize) {
     let parts = Parts { prompt: log.len(), thinking: 0..0 };
     let sample_now = sample().filter(|_| share == log.len());
-    let tokens = log[..share].to_vec();
+    let tokens = log[..share].into();
     plan.seqs.push(SeqPlan { seq: seq(id), start: 0, tokens, max_drafts: 0, sample: sample_now, parts });
     let (log, prompt_len, tenant) = (log.to_vec(), log.len(), Arc::from(tenant));
     plan.openings.push(Opening { seq: seq(id), log, prompt_len, tenant, sample: sample() });
@@ -29,7 +31,7 @@ fn start(plan: &mut StepPlan, id: u64, tenant: &str, log: &[u32], share: usize) 
 /// A sequence that goes on.
 fn go_on(plan: &mut StepPlan, id: u64, start: usize, tokens: &[u32]) {
     let parts = Parts { prompt: start, thinking: 0..0 };
-    plan.seqs.push(SeqPlan { seq: seq(id), start, tokens: tokens.to_vec(), max_drafts: 0, sample: sample(), parts });
+    plan.seqs.push(SeqPlan { seq: seq(id), start, tokens: tokens.into(), max_drafts: 0, sample: sample(), parts });
 }
 fn plan() -> StepPlan {
     StepPlan { id: StepId(1), chunk: 512, ..StepPlan::default() }
@@ -44,7 +46,7 @@ fn run(pool: &mut BlockPool, plan: StepPlan) -> Reserved {
     pool.check_writes(&reserved).unwrap();
     let count = reserved.plan.seqs.len();
     let drafted = Drafted::by(Source::Nobody, reserved.clone(), vec![Vec::new(); count]);
-    let chosen = vec![Ok(Vec::new()); count];
+    let chosen = vec![Ok(Tokens::new()); count];
     pool.settle(Verified { drafted, chosen, device_time: Default::default(), copy_time: Default::default() });
     pool.check().unwrap();
     reserved
@@ -85,7 +87,7 @@ fn rejected_drafts_return_their_blocks() {
     let reserved = pool.reserve(p);
     assert_eq!(pool.free_blocks(), 1);
     let drafted = Drafted::by(Source::Model, reserved, vec![vec![7; 8]]);
-    let chosen = vec![Ok(vec![7, 7, 9])];
+    let chosen = vec![Ok(smallvec![7, 7, 9])];
     let settled =
         pool.settle(Verified { drafted, chosen, device_time: Default::default(), copy_time: Default::default() });
     assert_eq!((settled.seqs[0].cached, settled.free_blocks), (5, 2));

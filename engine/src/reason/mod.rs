@@ -27,7 +27,7 @@ pub use effort::{Effort, EffortTable};
 pub use lengths::Lengths;
 pub use loops::{Loop, LoopOptions};
 pub use markers::{MarkerTexts, Markers, Role, Start, Vocabulary};
-pub use phase::{Counts, Label, Phase, PhaseMachine, PhaseOptions, Span};
+pub use phase::{Counts, Label, Phase, PhaseMachine, PhaseOptions, Span, Spans};
 pub use survival::{Part, Progress, Remaining, Survival};
 pub use track::{Reasoning, Thinking, ThinkingReport};
 

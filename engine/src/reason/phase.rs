@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::kmp;
 use super::markers::{Markers, Role, Start};
@@ -50,6 +51,9 @@ pub struct Span {
     /// How many.
     pub len: usize,
 }
+
+/// Spans that follow each other; of one step's tokens mostly one, for which nothing is allocated.
+pub type Spans = SmallVec<[Span; 1]>;
 
 /// The next undecided tokens that a push decided, in order; spans may be empty.
 pub type Step = [Span; 2];

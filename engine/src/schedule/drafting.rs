@@ -124,7 +124,7 @@ impl Drafting {
         if settled.rows == self.choosing {
             self.length.observe_step(settled.rows + drafted, drafted, self.context, us(step));
         }
-        let chosen: usize = settled.seqs.iter().map(|s| s.chosen.as_ref().map_or(0, Vec::len)).sum();
+        let chosen: usize = settled.seqs.iter().map(|s| s.chosen.as_ref().map_or(0, |c| c.len())).sum();
         // Steps that prefill too take as long as their prompts do; and a length that somebody fixed is not on trial.
         let tried = drafted == 0 || matches!(self.policy, DraftPolicy::Auto(_));
         let seqs = settled.seqs.iter().filter(|s| s.source == Source::Model).count();
@@ -139,7 +139,7 @@ impl Drafting {
         let (draft_us, verify_us) = (us(settled.draft_time) as u64, us(settled.device_time) as u64);
         self.total.took(draft_us, verify_us);
         for result in &settled.seqs {
-            let chosen = result.chosen.as_ref().map_or(0, Vec::len);
+            let chosen = result.chosen.as_ref().map_or(0, |c| c.len());
             let Some(known) = self.known.get_mut(&result.seq).filter(|_| chosen > 0) else { continue };
             (known.draft_us, known.verify_us) = (known.draft_us + draft_us, known.verify_us + verify_us);
             (known.passes, known.chosen) = (known.passes + 1, known.chosen + chosen as u64);

@@ -27,10 +27,10 @@ pub use supervision::{Supervision, Verdict};
 pub use view::{Lane, SchedulerView, SeqView};
 
 use crate::error::{Error, Result};
-use crate::reason::{CloseReason, Decision, Lengths, Span, ThinkingReport};
+use crate::reason::{CloseReason, Decision, Lengths, Spans, ThinkingReport};
 use crate::request::{Finish, Request, RequestId, SeqId, SeqMap};
 use crate::spec::{LengthOptions, Source, SpecReport};
-use crate::step::{Settled, SettledSeq, StepId, StepPlan};
+use crate::step::{Settled, SettledSeq, StepId, StepPlan, Tokens};
 
 /// Limits of a step and of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,9 +90,9 @@ pub struct Event {
     pub seq: SeqId,
     /// New tokens, thinking and markers too; an end token is not among them. A token that may be the beginning
     /// of a marker comes once that is decided.
-    pub tokens: Vec<u32>,
+    pub tokens: Tokens,
     /// Whose they are, in order: the lengths are those of `tokens` together.
-    pub spans: Vec<Span>,
+    pub spans: Spans,
     /// The end, once. Most events are none.
     pub finish: Option<Box<Finished>>,
 }

@@ -13,9 +13,11 @@ use super::policy::Rank;
 use crate::grammar::{GrammarSource, Guide};
 use crate::kv::Parts;
 use crate::op::{Adjust, SEEN};
-use crate::reason::{CloseReason, Decision, Label, Part, Phase, Progress, Reasoning, Span, Thinking, ThinkingReport};
+use crate::reason::{
+    CloseReason, Decision, Label, Part, Phase, Progress, Reasoning, Span, Spans, Thinking, ThinkingReport,
+};
 use crate::request::{Finish, Request, SamplingParams, SeqId};
-use crate::step::{Opening, SamplePlan, SeqPlan};
+use crate::step::{Opening, SamplePlan, SeqPlan, Tokens};
 
 /// Finds the end of an answer in its text, for requests with stop strings.
 pub trait StopText: Send {
@@ -79,7 +81,7 @@ pub struct Sequence {
     forbid: Vec<u32>,
     /// Tokens that clients were told of, and labels of those after them that are decided.
     told: usize,
-    spans: Vec<Span>,
+    spans: Spans,
     max_tokens: usize,
     adjust: Vec<Adjust>,
     adjust_index: HashMap<u32, usize>,
@@ -129,7 +131,7 @@ impl Sequence {
             reasoning,
             forbid: Vec::new(),
             told: request.prompt.len(),
-            spans: Vec::new(),
+            spans: Spans::new(),
             max_tokens,
             adjust: Vec::new(),
             adjust_index: HashMap::new(),
@@ -243,7 +245,7 @@ impl Sequence {
         SeqPlan {
             seq: self.id,
             start: self.cached,
-            tokens: self.tokens[self.cached..end].to_vec(),
+            tokens: Tokens::from_slice(&self.tokens[self.cached..end]),
             max_drafts: 0,
             sample,
             parts: Parts { prompt: self.prompt_len, thinking: self.thought.clone().unwrap_or(0..0) },
@@ -419,11 +421,11 @@ impl Sequence {
     }
 
     /// Tokens that are decided since the last call, with their labels.
-    pub fn tell(&mut self) -> (Vec<u32>, Vec<Span>) {
+    pub fn tell(&mut self) -> (Tokens, Spans) {
         let spans = std::mem::take(&mut self.spans);
         let from = self.told;
         self.told += spans.iter().map(|s| s.len).sum::<usize>();
-        (self.tokens[from..self.told].to_vec(), spans)
+        (Tokens::from_slice(&self.tokens[from..self.told]), spans)
     }
 
     /// The answer is over: tokens that were held are decided, unless a stop string ended the text before them.

@@ -83,11 +83,11 @@ impl Witness {
             }
             let end = seq.start + seq.tokens.len();
             let Some(sample) = &seq.sample else {
-                chosen.push(Ok(Vec::new()));
+                chosen.push(Ok(Tokens::new()));
                 drafts.push(Vec::new());
                 continue;
             };
-            let (mut said, mut guesses) = (Vec::new(), Vec::new());
+            let (mut said, mut guesses) = (Tokens::new(), Vec::new());
             for i in 0..=seq.max_drafts {
                 let token = self.next(slot, end + i, sample);
                 said.push(token);

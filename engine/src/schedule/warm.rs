@@ -80,7 +80,7 @@ impl Scheduler {
         let Some((seq, log, cached)) = &self.warm.running else { return };
         let (seq, start, prompt_len) = (*seq, *cached, log.tokens.len());
         let take = self.options.prefill_chunk.min(self.options.max_step_tokens).min(prompt_len - start);
-        let tokens = log.tokens[start..start + take].to_vec();
+        let tokens = log.tokens[start..start + take].into();
         let parts = Parts { prompt: prompt_len, thinking: 0..0 };
         if start == 0 {
             let (log, tenant) = (log.tokens.clone(), log.tenant.clone());

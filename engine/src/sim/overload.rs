@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::smallvec;
+
 use super::dice::Dice;
 use crate::kv::BlockPool;
 use crate::reason::{
@@ -16,7 +18,7 @@ use crate::reason::{
 use crate::request::{Request, RequestId, SamplingParams, SeqId};
 use crate::schedule::{DraftPolicy, Event, Scheduler, SchedulerOptions, SchedulingPolicy};
 use crate::spec::Source;
-use crate::step::{Drafted, Reserved, Verified};
+use crate::step::{Drafted, Reserved, Tokens, Verified};
 
 const END: u32 = 0;
 const CLOSE: u32 = 1;
@@ -304,15 +306,15 @@ impl Run {
     }
 
     /// The script: thinking, its end, the answer, its end.
-    fn choose(&self, reserved: &Reserved) -> Vec<Result<Vec<u32>, String>> {
+    fn choose(&self, reserved: &Reserved) -> Vec<Result<Tokens, String>> {
         let say = |seq: &crate::step::SeqPlan| {
             let sequence = self.scheduler.sequence(seq.seq).expect("it runs");
             let (at, len) = (sequence.output_len() + 1, self.fates[&seq.seq].len);
             match seq.sample {
-                None => Vec::new(),
-                Some(_) if at == len * 9 / 10 => vec![CLOSE],
-                Some(_) if at >= len => vec![END],
-                Some(_) => vec![WORD],
+                None => Tokens::new(),
+                Some(_) if at == len * 9 / 10 => smallvec![CLOSE],
+                Some(_) if at >= len => smallvec![END],
+                Some(_) => smallvec![WORD],
             }
         };
         reserved.plan.seqs.iter().map(|seq| Ok(say(seq))).collect()

@@ -69,7 +69,7 @@ impl Followed {
     /// plan cannot be followed.
     pub fn follow(&mut self, plan: &SeqPlan, block_size: usize) -> Option<usize> {
         let end = plan.start + plan.tokens.len();
-        if end <= self.log.len() && self.log[plan.start..end] == plan.tokens {
+        if end <= self.log.len() && self.log[plan.start..end] == *plan.tokens {
             // Inside a prompt, or inside a log that is computed again.
             return Some(0);
         }

@@ -3,7 +3,7 @@
 use crate::grammar::{GRAMMAR_ERROR, Guide};
 use crate::model::batch::{Batch, BatchOutput, LogitRow, Row};
 use crate::op::{Adjust, ERROR_TOKEN, SEEN, SampleRow};
-use crate::step::Drafted;
+use crate::step::{Drafted, Tokens};
 
 /// The rows of a step: each sequence's tokens, then its guesses; logits where a token is chosen.
 /// Penalties of the rows behind a guess count that guess as said. The block tables move into the batch: nobody asks the
@@ -52,12 +52,12 @@ pub(super) fn count(adjust: &mut Vec<Adjust>, params: &SampleRow, token: u32) {
 
 /// For each sequence the accepted guesses and the target's own token after them; nothing inside a
 /// prompt; an error for a sequence whose numbers, or whose grammar, are broken.
-pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>, String>> {
+pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Tokens, String>> {
     let (mut rows, seqs) = (output.tokens.as_slice(), &drafted.reserved.plan.seqs);
     let mut chosen = Vec::with_capacity(seqs.len());
     for (seq, drafts) in seqs.iter().zip(&drafted.drafts) {
         let Some(sample) = &seq.sample else {
-            chosen.push(Ok(Vec::new()));
+            chosen.push(Ok(Tokens::new()));
             continue;
         };
         let own;
@@ -69,7 +69,7 @@ pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>
                 None => "numerical error: the logits hold a NaN or have no finite maximum".into(),
             })
         } else {
-            Ok(own[..=accepted].to_vec())
+            Ok(Tokens::from_slice(&own[..=accepted]))
         });
     }
     chosen
@@ -77,6 +77,8 @@ pub fn chosen_of(drafted: &Drafted, output: &BatchOutput) -> Vec<Result<Vec<u32>
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::*;
     use crate::kv::{Copies, Parts};
     use crate::request::{RequestId, SeqId};
@@ -87,7 +89,7 @@ mod tests {
         let seqs = drafts.iter().enumerate().map(|(i, d)| SeqPlan {
             seq: SeqId { request: RequestId(i as u64), choice: 0 },
             start: 10,
-            tokens: vec![1, 2],
+            tokens: smallvec![1, 2],
             max_drafts: d.len(),
             sample: (i != 1).then(|| SamplePlan {
                 params: SampleRow { position: 12, presence: 0.5, ..SampleRow::default() },
@@ -120,9 +122,9 @@ mod tests {
         let said = |tokens: &[u32]| {
             chosen_of(&drafted, &BatchOutput { tokens: tokens.to_vec(), logits: Vec::new(), ..BatchOutput::default() })
         };
-        assert_eq!(said(&[7, 9, 3, 5, 4]), [Ok(vec![7, 9, 3]), Ok(vec![]), Ok(vec![5, 4])]);
-        assert_eq!(said(&[7, 8, 3, 6, 4]), [Ok(vec![7, 8]), Ok(vec![]), Ok(vec![6])]);
+        assert_eq!(said(&[7, 9, 3, 5, 4]), [Ok(smallvec![7, 9, 3]), Ok(smallvec![]), Ok(smallvec![5, 4])]);
+        assert_eq!(said(&[7, 8, 3, 6, 4]), [Ok(smallvec![7, 8]), Ok(smallvec![]), Ok(smallvec![6])]);
         let broken = said(&[ERROR_TOKEN, 8, 3, 6, ERROR_TOKEN]);
-        assert!(broken[0].is_err() && broken[2] == Ok(vec![6]), "what lies behind a rejected guess does not matter");
+        assert!(broken[0].is_err() && broken[2] == Ok(smallvec![6]), "what lies behind a rejected guess does not matter");
     }
 }

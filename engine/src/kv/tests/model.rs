@@ -99,7 +99,7 @@ impl Model {
             plan.seqs.push(SeqPlan {
                 seq: seq(*id),
                 start: s.cached,
-                tokens: s.log[s.cached..end].to_vec(),
+                tokens: s.log[s.cached..end].into(),
                 max_drafts: if chooses { usize::from(c) % 4 } else { 0 },
                 sample: sample().filter(|_| chooses),
                 parts: Parts { prompt: s.prompt, thinking },
@@ -154,17 +154,17 @@ impl Model {
             let s = self.seqs.get_mut(&p.seq.request.0).unwrap();
             s.cached = p.start + p.tokens.len();
             let accepted = if p.sample.is_some() { p.max_drafts.min(usize::from(c) % 3) } else { 0 };
-            let said: Vec<u32> = (0..=accepted as u32).map(|i| (u32::from(c) + i) % 3).collect();
+            let said: Tokens = (0..=accepted as u32).map(|i| (u32::from(c) + i) % 3).collect();
             drafts.push(vec![0; p.max_drafts]);
             if p.sample.is_none() {
-                chosen.push(Ok(Vec::new()));
+                chosen.push(Ok(Tokens::new()));
                 continue;
             }
             if c % 31 == 30 && p.seq.request.0 % 3 == 0 {
                 chosen.push(Err("broken".into()));
                 continue;
             }
-            s.log.extend(&said);
+            s.log.extend_from_slice(&said);
             let all = fingerprints(s.tenant, &s.log);
             (s.cached..s.cached + accepted).for_each(|at| self.memory[table[at / SIZE] as usize][at % SIZE] = all[at]);
             s.cached += accepted;
