@@ -125,6 +125,9 @@ mod tests {
         assert_eq!(said(&[7, 9, 3, 5, 4]), [Ok(smallvec![7, 9, 3]), Ok(smallvec![]), Ok(smallvec![5, 4])]);
         assert_eq!(said(&[7, 8, 3, 6, 4]), [Ok(smallvec![7, 8]), Ok(smallvec![]), Ok(smallvec![6])]);
         let broken = said(&[ERROR_TOKEN, 8, 3, 6, ERROR_TOKEN]);
-        assert!(broken[0].is_err() && broken[2] == Ok(smallvec![6]), "what lies behind a rejected guess does not matter");
+        assert!(
+            broken[0].is_err() && broken[2] == Ok(smallvec![6]),
+            "what lies behind a rejected guess does not matter"
+        );
     }
 }
