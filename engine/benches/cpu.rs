@@ -76,7 +76,7 @@ fn record(format: Format) -> Program {
         let [n1, n2] = ["n1", "n2"].map(|n| weight(&mut p, format!("{n}.{layer}"), Format::F32, &[HIDDEN]));
         let kv = [BLOCKS, BLOCK, KV_HEADS, DIM];
         let names = ["kc", "vc"].map(|n| format!("{n}.{layer}"));
-        let [k_cache, v_cache] = names.map(|name| p.kv_cache(&name, kv_format(), kv));
+        let [k_cache, v_cache] = p.kv_caches(names.each_ref().map(String::as_str), kv_format(), kv);
         match layer {
             0 => p.push(RmsNorm { x: residual, weight: n1, out: x, eps: 1e-5 }),
             _ => p.push(AddRmsNorm { residual, delta, weight: n1, out: x, eps: 1e-5 }),

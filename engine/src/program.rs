@@ -30,15 +30,31 @@ pub enum Elem {
 }
 
 /// The cached keys of a layer, or its values, or its latent vectors, as ops name them: the stored elements, and
-/// their scales where the format has such. Only [`Program::kv_cache`] and [`Program::latent_cache`] make one, so
+/// their scales where the format has such. Only [`Program::kv_caches`] and [`Program::latent_cache`] make one, so
 /// there are no codes without scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KvCache {
     elements: Slot,
     scales: Option<Slot>,
+    holds: Holds,
+}
+
+/// What a cache is read for: a backend may lay out keys in another way than values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holds {
+    /// Keys, for products with queries.
+    Keys,
+    /// Values, for sums over tokens.
+    Values,
+    /// Latent vectors, which are both.
+    Latents,
 }
 
 impl KvCache {
+    /// What it holds.
+    pub fn holds(self) -> Holds {
+        self.holds
+    }
     /// KV `[blocks, block_size, kv_heads, head_dim]`; latent vectors are one head.
     pub fn elements(self) -> Slot {
         self.elements
@@ -156,21 +172,24 @@ impl Program {
     pub fn scratch(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
         self.slot(name, Role::Scratch, Elem::F32, shape)
     }
-    /// Declares a cache of `[blocks, block_size, kv_heads, head_dim]` elements, with its scales if need be.
-    pub fn kv_cache(&mut self, name: &str, format: KvFormat, shape: [usize; 4]) -> KvCache {
-        self.cache(name, format, shape, shape[2])
+    /// Declares the caches of a layer's keys and values, of `[blocks, block_size, kv_heads, head_dim]` elements each,
+    /// with their scales if need be.
+    pub fn kv_caches(&mut self, names: [&str; 2], format: KvFormat, shape: [usize; 4]) -> [KvCache; 2] {
+        let [keys, values] = names;
+        [(keys, Holds::Keys), (values, Holds::Values)]
+            .map(|(name, holds)| self.cache(name, format, shape, shape[2], holds))
     }
     /// Declares the cache of a layer's latent vectors ([`crate::op::LatentAttention`]): `latent` elements, then
     /// `rope` that are a rotated key. Codes have a scale for either part.
     pub fn latent_cache(&mut self, name: &str, format: KvFormat, shape: LatentShape) -> KvCache {
         let LatentShape { blocks, block_size, latent, rope } = shape;
-        self.cache(name, format, [blocks, block_size, 1, latent + rope], 2)
+        self.cache(name, format, [blocks, block_size, 1, latent + rope], 2, Holds::Latents)
     }
     /// `parts` of a token have scales of their own.
-    fn cache(&mut self, name: &str, format: KvFormat, shape: [usize; 4], parts: usize) -> KvCache {
+    fn cache(&mut self, name: &str, format: KvFormat, shape: [usize; 4], parts: usize, holds: Holds) -> KvCache {
         let elements = self.slot(name, Role::Kv, Elem::Kv(format), &shape);
         let declare = || self.slot(format!("{name}.scales"), Role::Kv, Elem::KvScale, &[shape[0], parts, shape[1]]);
-        KvCache { elements, scales: format.has_scales().then(declare) }
+        KvCache { elements, scales: format.has_scales().then(declare), holds }
     }
     /// Format of a cache.
     pub fn kv_format(&self, cache: KvCache) -> KvFormat {

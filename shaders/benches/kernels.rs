@@ -66,7 +66,7 @@ fn model(rows: usize, logit_rows: usize, kv: KvFormat) -> Program {
         }
         let cache = [BLOCKS, BLOCK, KV_HEADS, HEAD_DIM];
         let names = ["k", "v"].map(|x| format!("{x}_cache.{layer}"));
-        let [k_cache, v_cache] = names.map(|name| p.kv_cache(&name, kv, cache));
+        let [k_cache, v_cache] = p.kv_caches(names.each_ref().map(String::as_str), kv, cache);
         let (wq, wk, wv) =
             (w(&mut p, "q", width, HIDDEN), w(&mut p, "k", kv_width, HIDDEN), w(&mut p, "v", kv_width, HIDDEN));
         p.push(op::QkvRopeStore {

@@ -43,8 +43,8 @@ impl<D: Device> Bench<'_, D> {
         let elements = self.pick(256 << 20, 4096); // F16: half a GiB each
         let mut p = Program::new("copy", 1, 1);
         let pairs = p.slot("pairs", Role::Input, Elem::U32, &[1, 2]);
-        let cache = p.kv_cache("cache", KvFormat::F16, [2, elements / 128, 1, 128]);
-        p.push(CopyBlocks { pairs, cache: cache.elements() });
+        let cache = p.slot("cache", Role::Kv, Elem::Kv(KvFormat::F16), &[2, elements / 128, 1, 128]);
+        p.push(CopyBlocks { pairs, cache });
         let step = StepShape { rows: 1, logit_rows: 1, context: 0 };
         self.case("copy".into(), &p, step, &[("live", vec![1, 1]), ("pairs", vec![0, 1])])?;
         self.copy = self.rows.last().map_or(0.0, |r| r.gb_per_s * 1e9);
@@ -129,7 +129,7 @@ impl<D: Device> Bench<'_, D> {
         let mut p = Program::new("attention", rows, rows);
         let q = p.slot("q", Role::Input, Elem::F32, &[rows, heads * head_dim]);
         let shape = [rows * context.div_ceil(BLOCK_SIZE), BLOCK_SIZE, kv_heads, head_dim];
-        let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| p.kv_cache(name, format, shape));
+        let [k_cache, v_cache] = p.kv_caches(["k_cache", "v_cache"], format, shape);
         let [positions, row_seq, block_tables] = seen(&mut p, rows, context);
         let out = p.slot("out", Role::Output, Elem::F32, &[rows, heads * head_dim]);
         let scale = 1.0 / (head_dim as f32).sqrt();

@@ -270,7 +270,7 @@ fn broken(kv: KvFormat) -> Problem {
     let slot_mapping = input("slot_mapping", Elem::I32, &[BROKEN_ROWS]);
     let [positions, row_seq] = ["positions", "row_seq"].map(|name| input(name, Elem::U32, &[BROKEN_ROWS]));
     let block_tables = input("block_tables", Elem::U32, &[1, 1]);
-    let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| p.kv_cache(name, kv, [1, 16, 1, BROKEN_DIM]));
+    let [k_cache, v_cache] = p.kv_caches(["k_cache", "v_cache"], kv, [1, 16, 1, BROKEN_DIM]);
     let out = p.slot("out", Role::Output, Elem::F32, &[BROKEN_ROWS, BROKEN_DIM]);
     p.push(KvStore { x: k, cache: k_cache, slot_mapping });
     p.push(KvStore { x: v, cache: v_cache, slot_mapping });

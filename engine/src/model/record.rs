@@ -170,8 +170,8 @@ impl Recorder<'_> {
         let norm =
             c.family.qk_norm.then(|| [LayerWeight::QNorm, LayerWeight::KNorm].map(|w| self.layer_weight(layer, w)));
         let shape = [self.kv.blocks, self.kv.block_size, c.kv_heads, c.head_dim];
-        let [k_cache, v_cache] =
-            ["k", "v"].map(|x| self.program.kv_cache(&format!("kv.{layer}.{x}"), self.kv.format, shape));
+        let names = ["k", "v"].map(|x| format!("kv.{layer}.{x}"));
+        let [k_cache, v_cache] = self.program.kv_caches(names.each_ref().map(String::as_str), self.kv.format, shape);
         let local = c.local.as_ref().filter(|_| c.is_local(layer));
         let rope = local.map_or(&c.rope, |l| &l.rope);
         self.program.push(QkvRopeStore {

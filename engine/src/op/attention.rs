@@ -163,7 +163,7 @@ mod tests {
         let mut p = Program::new("store", BLOCK, BLOCK);
         let x = p.slot("x", Role::Input, Elem::F32, &[BLOCK, DIM]);
         let slot_mapping = p.slot("slot_mapping", Role::Input, Elem::I32, &[BLOCK]);
-        let cache = p.kv_cache("cache", KvFormat::E2M5, [1, BLOCK, 1, DIM]);
+        let [cache, _] = p.kv_caches(["cache", "other"], KvFormat::E2M5, [1, BLOCK, 1, DIM]);
         let value = |i: usize| f64::from(size(i / DIM) * noise(1, "x", i / DIM, i % DIM));
         let new: Vec<f64> = (0..BLOCK * DIM).map(value).collect();
         let fresh = |len| Values::F64(vec![f64::NAN; len]);

@@ -1,14 +1,24 @@
-//! The arithmetic of attention: queries against the tokens of a split.
+//! The arithmetic of attention: queries against the tokens of a split, in three passes. Scores are sums over the
+//! elements of a key, sixteen tokens side by side; a softmax over the split makes them weights; values are summed token
+//! by token. Every sum has the order of its elements or tokens, so its bits do not depend on who shares the work.
+//!
+//! Few queries read the cache as it is stored. Many share tiles of it, widened once.
+
+use arrayvec::ArrayVec;
 
 use super::attention::SPLIT;
-use super::kv::{Cache, get};
-use super::math::{exp, exp1};
+use super::kv::{Cache, Order, SIDE};
 use super::simd::{Isa, array, prefetch};
+use super::softmax::{State, Weights, padded};
+use super::stored::{F32, Stored, get, in_format};
+use crate::format::KvFormat;
 
 /// Tokens of a tile: two vectors of scores.
-const TILE: usize = 32;
+const TILE: usize = 2 * SIDE;
 /// Most queries that share a tile.
 pub const WORK_QUERIES: usize = 32;
+/// Most queries for which nothing is widened in advance.
+const FEW: usize = 8;
 
 /// One head of one row.
 #[derive(Clone, Copy)]
@@ -21,85 +31,40 @@ pub struct Query {
     pub last: usize,
 }
 
-/// A running softmax: maximum, sum, and weighted values, `[max, sum, pad to 16, values]`.
-#[derive(Clone, Copy)]
-pub struct State {
-    at: *mut f32,
-    dim: usize,
+impl Query {
+    /// The tokens of a split that it sees, counted from the split's first; none where the range is empty.
+    fn seen(&self, split: usize) -> Span {
+        let start = split * SPLIT;
+        let (from, to) = (self.first.max(start), (self.last + 1).min(start + SPLIT));
+        Span { from: from - start, to: to.max(from) - start }
+    }
 }
 
-fn padded(dim: usize) -> usize {
-    dim.next_multiple_of(16)
+/// Tokens `from..to` of a split.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Span {
+    from: usize,
+    to: usize,
 }
 
-/// Floats of working memory of a thread: a tile of keys and of values, and what belongs to each query.
+impl Span {
+    fn is_empty(self) -> bool {
+        self.from >= self.to
+    }
+    /// What lies in `from..to` too.
+    fn within(self, from: usize, to: usize) -> Self {
+        Self { from: self.from.max(from), to: self.to.min(to) }
+    }
+}
+
+/// Floats of working memory of a thread: a tile of keys and one of values, and what belongs to each query.
 pub fn work_floats(dim: usize, queries: usize) -> usize {
     2 * TILE * padded(dim) + queries.clamp(1, WORK_QUERIES) * query_floats(dim)
 }
 
-/// Of these, what belongs to a query: its padded vector, two states, its weights.
+/// Of these, what belongs to a query: two states, its weights.
 fn query_floats(dim: usize) -> usize {
-    padded(dim) + 2 * State::floats(dim) + size_of::<Weights>() / 4
-}
-
-impl State {
-    /// Floats of a state.
-    pub fn floats(dim: usize) -> usize {
-        16 + padded(dim)
-    }
-    /// A state kept at `at`.
-    pub fn new(at: *mut f32, dim: usize) -> Self {
-        Self { at, dim: padded(dim) }
-    }
-    fn values(self) -> *mut f32 {
-        self.at.wrapping_add(16)
-    }
-    /// (maximum, sum).
-    fn head(self) -> (f32, f32) {
-        // SAFETY: a state has `floats` floats, and one thread works on it (here and below).
-        unsafe { (*self.at, *self.at.add(1)) }
-    }
-    fn set_head(self, max: f32, sum: f32) {
-        // SAFETY: see `head`.
-        unsafe { (*self.at, *self.at.add(1)) = (max, sum) }
-    }
-    #[inline(always)]
-    fn reset<S: Isa>(self, s: S) {
-        self.set_head(f32::NEG_INFINITY, 0.0);
-        for i in (0..self.dim).step_by(16) {
-            // SAFETY: see `head`.
-            unsafe { s.store(self.values().add(i), s.splat(0.0)) };
-        }
-    }
-    #[inline(always)]
-    fn copy_to(self, to: State) {
-        // SAFETY: two states of one size.
-        unsafe { std::ptr::copy_nonoverlapping(self.at, to.at, 16 + self.dim) };
-    }
-    /// Takes in the next split.
-    #[inline(always)]
-    pub fn merge<S: Isa>(self, s: S, next: State) {
-        let ((max, sum), (next_max, next_sum)) = (self.head(), next.head());
-        let largest = if next_max > max { next_max } else { max };
-        let (a, b) = (exp1(s, max - largest), exp1(s, next_max - largest));
-        self.set_head(largest, next_sum.mul_add(b, sum * a));
-        for i in (0..self.dim).step_by(16) {
-            // SAFETY: see `head`.
-            unsafe {
-                let at = self.values().add(i);
-                s.store(at, s.fma(s.load(next.values().add(i)), s.splat(b), s.mul(s.load(at), s.splat(a))));
-            }
-        }
-    }
-    /// Weighted values over their sum.
-    #[inline(always)]
-    pub fn finish(self, out: &mut [f32]) {
-        let scale = 1.0 / self.head().1;
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: see `head`.
-            *out = unsafe { *self.values().add(i) } * scale;
-        }
-    }
+    2 * State::floats(dim) + size_of::<Weights>() / 4
 }
 
 /// Queries of one sequence and one key head.
@@ -120,36 +85,68 @@ pub struct Attend<'a> {
     pub work: *mut f32,
 }
 
+/// Keys of one or two vectors of tokens: where the first element of each lies and, where codes have such, the tokens'
+/// scales.
+struct Keys<E: Stored> {
+    at: [*const E::Element; 2],
+    scales: [Option<*const f32>; 2],
+    /// Elements from a vector to that of the next element.
+    step: usize,
+    /// First token within the split.
+    first: usize,
+    /// Whether there is a second vector.
+    pair: bool,
+}
+
+/// Neighbouring tokens' values.
+struct Run<E: Stored> {
+    at: *const E::Element,
+    scales: Option<*const f32>,
+    tokens: Span,
+}
+
 impl Attend<'_> {
     fn dim(&self) -> usize {
         padded(self.keys.head_dim)
     }
-    /// Tile of keys (0) or values (1), `[TILE][dim]`.
-    fn tile(&self, which: usize) -> *mut f32 {
-        self.work.wrapping_add(which * TILE * self.dim())
+    /// The tile of keys, `[dim][TILE]`.
+    fn key_tile(&self) -> *mut f32 {
+        self.work
     }
-    /// The tile that values are read from.
-    fn values(&self) -> *mut f32 {
-        self.tile(usize::from(self.values.is_some()))
-    }
-    /// What is read from memory.
-    fn caches(&self) -> impl Iterator<Item = &Cache> {
-        std::iter::once(self.keys).chain(self.values)
+    /// The tile of values, `[TILE][dim]`.
+    fn value_tile(&self) -> *mut f32 {
+        self.work.wrapping_add(TILE * self.dim())
     }
     fn query(&self, i: usize) -> *mut f32 {
         self.work.wrapping_add(2 * TILE * self.dim() + i * query_floats(self.keys.head_dim))
     }
-    /// The weights of query `i` in a tile.
+    /// The scores of query `i` in a split, then its weights.
     fn weights(&self, i: usize) -> *mut Weights {
-        self.query(i).wrapping_add(self.dim() + 2 * State::floats(self.keys.head_dim)).cast()
+        self.query(i).cast()
     }
     /// The total of query `i` after [`Attend::splits`].
     pub fn total(&self, i: usize) -> State {
-        State::new(self.query(i).wrapping_add(self.dim()), self.value_dim)
+        State::new(self.query(i).wrapping_add(SPLIT), self.value_dim)
     }
     /// The state of query `i` within a split.
     fn state(&self, i: usize) -> State {
-        State::new(self.query(i).wrapping_add(2 * self.dim() + 16), self.value_dim)
+        State::new(self.query(i).wrapping_add(SPLIT + State::floats(self.keys.head_dim)), self.value_dim)
+    }
+    /// The slot of a token.
+    fn slot(&self, token: usize) -> usize {
+        let size = self.keys.block_size;
+        self.table[token / size] as usize * size + token % size
+    }
+    /// Tokens `from..to` block by block: first token, count, slot.
+    fn blocks(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let size = self.keys.block_size;
+        let mut t = from;
+        std::iter::from_fn(move || {
+            let count = (size - t % size).min(to.checked_sub(t).filter(|left| *left > 0)?);
+            let token = t;
+            t += count;
+            Some((token, count, self.slot(token)))
+        })
     }
     /// All splits one after another; totals are left in the working memory.
     #[inline(always)]
@@ -167,197 +164,322 @@ impl Attend<'_> {
         }
     }
     /// One split: fresh states of all queries that see it.
-    ///
-    /// Tile by tile, each of three passes goes over all queries, so that their chains of dependent
-    /// operations overlap: scores, softmax, weighted values.
     #[inline(always)]
     pub fn split<S: Isa>(&mut self, s: S, queries: &[Query], states: &[State], split: usize, next: Option<Next<'_>>) {
-        let dim = self.keys.head_dim;
-        for (i, (query, state)) in queries.iter().zip(states).enumerate() {
-            state.reset(s);
-            // SAFETY: a query has `dim` values; the working memory has room for them, padded.
-            unsafe {
-                std::ptr::copy_nonoverlapping(query.q, self.query(i), dim);
-                std::slice::from_raw_parts_mut(self.query(i).add(dim), self.dim() - dim).fill(0.0);
-            }
+        let seen: ArrayVec<Span, WORK_QUERIES> = queries.iter().map(|q| q.seen(split)).collect();
+        let sees = || seen.iter().filter(|span| !span.is_empty());
+        let (Some(from), Some(to)) = (sees().map(|s| s.from).min(), sees().map(|s| s.to).max()) else { return };
+        let all = Span { from, to };
+        let direct = self.values.is_some_and(|v| v.head_dim.is_multiple_of(16)) && self.keys.order == Order::Elements;
+        let few = direct && queries.len() <= FEW;
+        let mut ahead = next.map_or(Ahead::default(), |n| n.ahead());
+        let (elements, tokens) = (self.keys.head_dim.div_ceil(ELEMENTS), (to - from).div_ceil(TOKENS));
+        ahead.pace(
+            queries.len().div_ceil(4) * (to - from).div_ceil(TILE) * elements + queries.len().div_ceil(3) * tokens,
+        );
+        if few {
+            in_format!(self.keys.format, E => self.scores_of_few::<S, E>(s, queries, split, all, &mut ahead));
+        } else {
+            self.scores_of_many(s, queries, split, all, &mut ahead);
         }
-        let first = queries.iter().map(|q| q.first).min().unwrap_or(0);
-        let last = queries.iter().map(|q| q.last).max().unwrap_or(0);
-        for start in (split * SPLIT..(split + 1) * SPLIT).step_by(TILE) {
-            let (from, to) = (first.max(start), (last + 1).min(start + TILE));
-            if from >= to {
+        for (i, span) in seen.iter().enumerate().filter(|(_, span)| !span.is_empty()) {
+            // SAFETY: a place in the working memory, of this query alone.
+            states[i].begin(s, (span.from, span.to), unsafe { &mut *self.weights(i) });
+        }
+        match self.values {
+            Some(values) if few => in_format!(values.format, E => {
+                let start = split * SPLIT;
+                let runs: ArrayVec<Run<E>, { SPLIT / SIDE }> = self.blocks(start + from, start + to)
+                    .map(|(token, count, slot)| self.run(values, slot, token - start, count))
+                    .collect();
+                self.weigh_all::<S, E>(s, states, &seen, &runs, values.head_dim, &mut ahead);
+            }),
+            _ => self.weigh_many(s, states, &seen, split, all, &mut ahead),
+        }
+        ahead.ask(ahead.lines);
+    }
+    /// The scores of queries, from keys as they are stored.
+    #[inline(always)]
+    fn scores_of_few<S: Isa, E: Stored>(&self, s: S, queries: &[Query], split: usize, all: Span, ahead: &mut Ahead) {
+        let end = all.to.next_multiple_of(SIDE);
+        let mut first = all.from - all.from % SIDE;
+        while first < end {
+            let pair = S::SUMS >= 12 && first + SIDE < end;
+            let slots = [first, if pair { first + SIDE } else { first }].map(|t| self.slot(split * SPLIT + t));
+            let at = slots.map(|slot| self.keys.at(slot, self.kv_head).cast_const().cast());
+            let scales = slots.map(|slot| self.keys.scale_at(slot, self.kv_head).map(<*mut f32>::cast_const));
+            self.scores(s, queries, &Keys::<E> { at, scales, step: SIDE, first, pair }, ahead);
+            first += if pair { TILE } else { SIDE };
+        }
+    }
+    /// The scores of queries, by tiles of keys.
+    #[inline(always)]
+    fn scores_of_many<S: Isa>(&mut self, s: S, queries: &[Query], split: usize, all: Span, ahead: &mut Ahead) {
+        for start in (0..SPLIT).step_by(TILE) {
+            let span = all.within(start, start + TILE);
+            if span.is_empty() {
                 continue;
             }
-            let mut ahead = next.as_ref().map_or(Ahead::default(), |n| n.tile(start % SPLIT));
-            let pace = ahead.lines.div_ceil(3 * queries.len());
-            self.fill(s, start, from, to);
-            // The tokens of the tile that query `i` sees; none where the range is empty.
-            let seen = |i: usize| {
-                let (from, to) = (queries[i].first.max(start), (queries[i].last + 1).min(start + TILE));
-                (from - start, to.max(from) - start)
-            };
-            let sees = |i: &usize| seen(*i).0 < seen(*i).1;
-            for i in (0..queries.len()).filter(sees) {
-                // SAFETY: a place in the working memory, of this query alone.
-                self.score(s, self.query(i), seen(i), unsafe { &mut *self.weights(i) });
-                ahead.ask(pace);
+            let scales = self.fill_keys(s, split, start, span);
+            for half in 0..if S::SUMS >= 12 { 1 } else { 2 } {
+                let first = start + half * SIDE;
+                let at = [0, SIDE].map(|t| self.key_tile().wrapping_add(half * SIDE + t).cast_const());
+                let scales = if half == 0 { scales } else { [scales[1]; 2] };
+                let keys = Keys::<F32> { at, scales, step: TILE, first, pair: S::SUMS >= 12 };
+                self.scores(s, queries, &keys, ahead);
             }
-            for i in (0..queries.len()).filter(sees) {
-                // SAFETY: as above.
-                soften(s, states[i], seen(i), unsafe { &mut *self.weights(i) });
-                ahead.ask(pace);
-            }
-            let mut i = 0;
-            while i < queries.len() {
-                let tokens = seen(i);
-                let alike = (i + 1..queries.len()).take(2).take_while(|j| seen(*j) == tokens).count();
-                // Three sums of four vectors each, where registers hold so many.
-                match alike {
-                    _ if tokens.0 == tokens.1 => i += 1,
-                    2 if S::SUMS >= 12 => i += self.weigh::<S, 3>(s, &states[i..], i, tokens),
-                    1.. => i += self.weigh::<S, 2>(s, &states[i..], i, tokens),
-                    _ => i += self.weigh::<S, 1>(s, &states[i..], i, tokens),
-                }
-                ahead.ask(pace);
-            }
-            ahead.ask(ahead.lines);
         }
     }
-    /// Reads tokens `from..to` into the tile that starts at `start`, block by block.
+    /// Reads the keys of `span` into the tile that starts at `start`; returns where their scales are, if they have yet
+    /// to be applied. What the tile holds of other tokens is anything.
     #[inline(always)]
-    fn fill<S: Isa>(&mut self, s: S, start: usize, from: usize, to: usize) {
-        let (dim, size) = (self.dim(), self.keys.block_size);
-        let mut t = from;
-        while t < to {
-            let count = (size - t % size).min(to - t);
-            let slot = self.table[t / size] as usize * size + t % size;
-            for (which, cache) in self.caches().enumerate() {
-                let row = self.tile(which).wrapping_add((t - start) * dim);
-                if cache.latent.is_some() {
-                    // SAFETY: `count` tokens of one block; their rows are in the tile.
-                    unsafe { latents(s, cache, slot, std::slice::from_raw_parts_mut(row, count * dim), dim) };
+    fn fill_keys<S: Isa>(&mut self, s: S, split: usize, start: usize, span: Span) -> [Option<*const f32>; 2] {
+        let (keys, tile) = (self.keys, self.key_tile());
+        if keys.order == Order::Tokens {
+            self.fill_rows(s, keys, keys.head_dim, split, start, span);
+            for half in 0..2 {
+                for d in (0..self.dim()).step_by(16) {
+                    // SAFETY: sixteen rows of one tile and sixteen columns of the other.
+                    unsafe {
+                        let rows = self.value_tile().add(half * 16 * self.dim() + d);
+                        let columns = s.transpose(&array!(s.splat(0.0), 16, i => s.load(rows.add(i * self.dim()))));
+                        for (i, column) in columns.into_iter().enumerate() {
+                            s.store(tile.add((d + i) * TILE + half * 16), column);
+                        }
+                    }
+                }
+            }
+            return [None; 2];
+        }
+        let mut scales = [None; 2];
+        for (half, scales) in scales.iter_mut().enumerate() {
+            let first = start + half * SIDE;
+            if span.within(first, first + SIDE).is_empty() {
+                continue;
+            }
+            let slot = self.slot(split * SPLIT + first);
+            *scales = keys.scale_at(slot, self.kv_head).map(<*mut f32>::cast_const);
+            let at = keys.at(slot, self.kv_head);
+            in_format!(keys.format, E => for d in 0..keys.head_dim {
+                // SAFETY: the same element of sixteen tokens of one block, and sixteen columns of the tile.
+                unsafe {
+                    let element = E::load(s, at.cast::<<E as Stored>::Element>().add(d * SIDE), 1.0);
+                    s.store(tile.add(d * TILE + half * SIDE), element);
+                }
+            });
+        }
+        // A half that nobody sees has no scales, and any will do.
+        [scales[0].or(scales[1]), scales[1].or(scales[0])]
+    }
+    /// Reads the first `width` elements of `span`'s vectors into the rows of the tile that starts at `start`.
+    #[inline(always)]
+    fn fill_rows<S: Isa>(&self, s: S, cache: &Cache, width: usize, split: usize, start: usize, span: Span) {
+        let dim = self.dim();
+        for (token, count, slot) in self.blocks(split * SPLIT + span.from, split * SPLIT + span.to) {
+            let row = self.value_tile().wrapping_add((token - split * SPLIT - start) * dim);
+            // SAFETY: `count` tokens of one block lie together; their rows are in the tile, which this thread has alone.
+            unsafe {
+                let rows = std::slice::from_raw_parts_mut(row, count * dim);
+                if cache.latent.is_none() && dim == cache.head_dim && !cache.has_scales() {
+                    get(s, cache.format, 1.0, cache.at(slot, self.kv_head), rows);
                     continue;
                 }
-                let from = cache.at(slot, self.kv_head);
-                // SAFETY: `count` tokens of one block and head lie together; their rows are in the tile.
-                unsafe {
-                    let rows = std::slice::from_raw_parts_mut(row, count * dim);
-                    if dim == cache.head_dim && !cache.has_scales() {
-                        get(s, cache.format, 1.0, from, rows);
-                        continue;
+                for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                    let heads = if cache.latent.is_some() { 0..cache.parts() } else { self.kv_head..self.kv_head + 1 };
+                    for head in heads {
+                        let place = if cache.latent.is_some() { cache.part(head) } else { 0..cache.head_dim };
+                        if place.start < width {
+                            let scale = cache.scale(slot + i, head);
+                            get(s, cache.format, scale, cache.at(slot + i, head), &mut row[place]);
+                        }
                     }
-                    for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
-                        let (values, padding) = row.split_at_mut(cache.head_dim);
-                        let from = from.add(i * cache.head_dim * cache.format.bytes());
-                        get(s, cache.format, cache.scale(slot + i, self.kv_head), from, values);
-                        padding.fill(0.0);
+                    row[width..].fill(0.0);
+                }
+            }
+        }
+    }
+    /// The scores of all queries with one or two vectors of tokens.
+    #[inline(always)]
+    fn scores<S: Isa, E: Stored>(&self, s: S, queries: &[Query], keys: &Keys<E>, ahead: &mut Ahead) {
+        let mut i = 0;
+        while i < queries.len() {
+            let some = &queries[i..];
+            i += match (some.len(), keys.pair) {
+                (4.., true) => self.dots::<S, E, 4, 2>(s, some, i, keys, ahead),
+                (3, true) => self.dots::<S, E, 3, 2>(s, some, i, keys, ahead),
+                (2, true) => self.dots::<S, E, 2, 2>(s, some, i, keys, ahead),
+                (_, true) => self.dots::<S, E, 1, 2>(s, some, i, keys, ahead),
+                (4.., false) => self.dots::<S, E, 4, 1>(s, some, i, keys, ahead),
+                (3, false) => self.dots::<S, E, 3, 1>(s, some, i, keys, ahead),
+                (2, false) => self.dots::<S, E, 2, 1>(s, some, i, keys, ahead),
+                (_, false) => self.dots::<S, E, 1, 1>(s, some, i, keys, ahead),
+            };
+        }
+    }
+    /// The scores of the first `Q` of some queries, which are `i` and so on, with `V` vectors of tokens; returns `Q`.
+    #[inline(always)]
+    fn dots<S: Isa, E: Stored, const Q: usize, const V: usize>(
+        &self,
+        s: S,
+        queries: &[Query],
+        i: usize,
+        keys: &Keys<E>,
+        ahead: &mut Ahead,
+    ) -> usize {
+        let queries: [*const f32; Q] = queries.first_chunk::<Q>().expect("so many queries").map(|query| query.q);
+        let mut sums = [[s.splat(0.0); V]; Q];
+        let dim = self.keys.head_dim;
+        for start in (0..dim).step_by(ELEMENTS) {
+            ahead.ask(ahead.pace);
+            for d in start..dim.min(start + ELEMENTS) {
+                // SAFETY: an element of each query and of each vector of tokens.
+                unsafe {
+                    let key = array!(s.splat(0.0), V, v => E::load(s, keys.at[v].add(d * keys.step), 1.0));
+                    for (sums, query) in sums.iter_mut().zip(queries) {
+                        let q = s.splat(*query.add(d));
+                        for (sum, key) in sums.iter_mut().zip(key) {
+                            *sum = s.fma(q, key, *sum);
+                        }
                     }
                 }
             }
-            t += count;
+        }
+        for (q, sums) in sums.into_iter().enumerate() {
+            for (v, mut sum) in sums.into_iter().enumerate() {
+                // SAFETY: sixteen scales, and sixteen places among the query's scores.
+                unsafe {
+                    if let Some(scales) = keys.scales[v] {
+                        sum = s.mul(sum, s.load(scales));
+                    }
+                    let to = self.weights(i + q).cast::<f32>().add(keys.first + v * SIDE);
+                    s.store(to, s.mul(sum, s.splat(self.scale)));
+                }
+            }
+        }
+        Q
+    }
+    fn run<E: Stored>(&self, values: &Cache, slot: usize, first: usize, count: usize) -> Run<E> {
+        Run {
+            at: values.at(slot, self.kv_head).cast_const().cast(),
+            scales: values.scale_at(slot, self.kv_head).map(<*mut f32>::cast_const),
+            tokens: Span { from: first, to: first + count },
         }
     }
-    /// Scaled scores of tokens `from..to` of the tile; -infinity for the others.
+    /// The weighted values of queries, by tiles of values.
     #[inline(always)]
-    fn score<S: Isa>(&self, s: S, q: *const f32, (from, to): (usize, usize), out: &mut Weights) {
-        let visible = (1u64 << to) - (1u64 << from);
-        let hidden = s.splat(f32::NEG_INFINITY);
-        for half in 0..2 {
-            let mask = (visible >> (16 * half)) as u16;
-            let scores = match mask {
-                0 => hidden,
-                _ => s.select(mask, s.mul(self.scores(s, q, half), s.splat(self.scale)), hidden),
+    fn weigh_many<S: Isa>(
+        &mut self,
+        s: S,
+        states: &[State],
+        seen: &[Span],
+        split: usize,
+        all: Span,
+        ahead: &mut Ahead,
+    ) {
+        for start in (0..SPLIT).step_by(TILE) {
+            let span = all.within(start, start + TILE);
+            if span.is_empty() {
+                continue;
+            }
+            self.fill_rows(s, self.values.unwrap_or(self.keys), self.value_dim, split, start, span);
+            let tokens = Span { from: start, to: start + TILE };
+            let run = Run { at: self.value_tile().cast_const(), scales: None, tokens };
+            self.weigh_all::<S, F32>(s, states, seen, &[run], self.dim(), ahead);
+        }
+    }
+    /// Adds the values of runs, whose tokens are `step` elements apart, to the states of all queries. Neighbours that see
+    /// the same tokens share what is read.
+    #[inline(always)]
+    fn weigh_all<S: Isa, E: Stored>(
+        &self,
+        s: S,
+        states: &[State],
+        seen: &[Span],
+        runs: &[Run<E>],
+        step: usize,
+        ahead: &mut Ahead,
+    ) {
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return };
+        let mut i = 0;
+        while i < seen.len() {
+            let within = |span: &Span| span.within(first.tokens.from, last.tokens.to);
+            let span = within(&seen[i]);
+            let alike = seen[i..].iter().take(3).take_while(|other| within(other) == span).count();
+            // Registers hold three times four sums, or as few as twice two.
+            i += match alike {
+                _ if span.is_empty() => 1,
+                3 if S::SUMS >= 12 => self.weigh::<S, E, 3, 4>(s, &states[i..], i, span, runs, step, ahead),
+                2.. if S::SUMS >= 12 => self.weigh::<S, E, 2, 4>(s, &states[i..], i, span, runs, step, ahead),
+                2.. => self.weigh::<S, E, 2, 2>(s, &states[i..], i, span, runs, step, ahead),
+                _ => self.weigh::<S, E, 1, 4>(s, &states[i..], i, span, runs, step, ahead),
             };
-            // SAFETY: 16 of the 32 values.
-            unsafe { s.store(out.values.as_mut_ptr().add(16 * half), scores) };
         }
     }
-    /// `q . k` of 16 tokens of the tile.
+    /// The same for `Q` queries from `i` on that see `span`, `N` vectors of the width at a time; returns `Q`.
+    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    fn scores<S: Isa>(&self, s: S, q: *const f32, half: usize) -> S::F {
-        match self.dim() / 16 {
-            2 => self.dots::<S, 2>(s, q, half),
-            4 => self.dots::<S, 4>(s, q, half),
-            8 => self.dots::<S, 8>(s, q, half),
-            _ => self.dots_of_any_width(s, q, half),
-        }
-    }
-    #[inline(always)]
-    fn dots<S: Isa, const N: usize>(&self, s: S, q: *const f32, half: usize) -> S::F {
-        // SAFETY: `N` vectors of the padded query, and 16 rows of the tile.
-        unsafe {
-            let q = array!(s.splat(0.0), N, i => s.load(q.add(16 * i)));
-            let k = self.tile(0).add(16 * half * N * 16);
-            s.sums(&array!(q[0], 16, t => {
-                let row = k.add(t * N * 16);
-                let mut sum = s.mul(q[0], s.load(row));
-                for i in 1..N {
-                    sum = s.fma(q[i], s.load(row.add(16 * i)), sum);
-                }
-                sum
-            }))
-        }
-    }
-    #[inline(always)]
-    fn dots_of_any_width<S: Isa>(&self, s: S, q: *const f32, half: usize) -> S::F {
-        // SAFETY: as in `dots`.
-        unsafe {
-            let k = self.tile(0).add(16 * half * self.dim());
-            s.sums(&array!(s.splat(0.0), 16, t => {
-                let row = k.add(t * self.dim());
-                let mut sum = s.mul(s.load(q), s.load(row));
-                for i in (16..self.dim()).step_by(16) {
-                    sum = s.fma(s.load(q.add(i)), s.load(row.add(i)), sum);
-                }
-                sum
-            }))
-        }
-    }
-    /// `values = values * decay + weights . V` for tokens `from..to`, of `Q` queries from `first` on that see the same;
-    /// returns how many these are.
-    #[inline(always)]
-    fn weigh<S: Isa, const Q: usize>(&self, s: S, states: &[State], first: usize, (from, to): (usize, usize)) -> usize {
+    fn weigh<S: Isa, E: Stored, const Q: usize, const N: usize>(
+        &self,
+        s: S,
+        states: &[State],
+        i: usize,
+        span: Span,
+        runs: &[Run<E>],
+        step: usize,
+        ahead: &mut Ahead,
+    ) -> usize {
         let states: [State; Q] = *states.first_chunk().expect("a state for each query");
-        // SAFETY: places of these queries in the working memory, which nobody changes meanwhile.
-        let weights: [&Weights; Q] = std::array::from_fn(|q| unsafe { &*self.weights(first + q) });
+        let weights: [*const f32; Q] = std::array::from_fn(|q| self.weights(i + q).cast_const().cast());
         let (mut at, dim) = (0, padded(self.value_dim));
         while at < dim {
             at += match (dim - at) / 16 {
-                8.. => self.weigh_part::<S, Q, 8>(s, states, weights, from, to, at),
-                4.. => self.weigh_part::<S, Q, 4>(s, states, weights, from, to, at),
-                2.. => self.weigh_part::<S, Q, 2>(s, states, weights, from, to, at),
-                _ => self.weigh_part::<S, Q, 1>(s, states, weights, from, to, at),
+                left if left >= N => self.weigh_part::<S, E, Q, N>(s, states, weights, span, runs, step, at, ahead),
+                2.. => self.weigh_part::<S, E, Q, 2>(s, states, weights, span, runs, step, at, ahead),
+                _ => self.weigh_part::<S, E, Q, 1>(s, states, weights, span, runs, step, at, ahead),
             };
         }
         Q
     }
-    /// [`Attend::weigh`] for `N` vectors of the width from float `at`; returns how many floats that is.
+    /// [`Attend::weigh`] for the floats `at..at + 16 * N` of the width; returns how many these are.
+    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    fn weigh_part<S: Isa, const Q: usize, const N: usize>(
+    fn weigh_part<S: Isa, E: Stored, const Q: usize, const N: usize>(
         &self,
         s: S,
         states: [State; Q],
-        weights: [&Weights; Q],
-        from: usize,
-        to: usize,
+        weights: [*const f32; Q],
+        span: Span,
+        runs: &[Run<E>],
+        step: usize,
         at: usize,
+        ahead: &mut Ahead,
     ) -> usize {
-        // SAFETY: floats `at..at + 16 * N` of the states and of rows `from..to` of the tile.
+        // SAFETY: floats of the states, weights of the split's tokens, and values of the runs' tokens.
         unsafe {
             let mut sums = array!([s.splat(0.0); N], Q, q => {
-                let (out, decay) = (states[q].values().add(at), s.splat(weights[q].decay));
-                array!(decay, N, i => s.mul(s.load(out.add(16 * i)), decay))
+                let values = states[q].values().add(at);
+                array!(s.splat(0.0), N, i => s.load(values.add(16 * i)))
             });
-            let mut row = self.values().add(from * self.dim() + at);
-            for t in from..to {
-                let values = array!(s.splat(0.0), N, i => s.load(row.add(16 * i)));
-                for (sums, weights) in sums.iter_mut().zip(weights) {
-                    let weight = s.splat(*weights.values.get_unchecked(t));
-                    for (sum, value) in sums.iter_mut().zip(values) {
-                        *sum = s.fma(weight, value, *sum);
+            for run in runs {
+                let tokens = span.within(run.tokens.from, run.tokens.to);
+                let mut t = tokens.from;
+                while t < tokens.to {
+                    ahead.ask(ahead.pace);
+                    let end = tokens.to.min(t + TOKENS);
+                    while t < end {
+                        let offset = t - run.tokens.from;
+                        let from = run.at.add(offset * step + at);
+                        let scale = run.scales.map_or(1.0, |scales| *scales.add(offset));
+                        let values = array!(s.splat(0.0), N, i => E::load(s, from.add(16 * i), scale));
+                        for (sums, weights) in sums.iter_mut().zip(weights) {
+                            let weight = s.splat(*weights.add(t));
+                            for (sum, value) in sums.iter_mut().zip(values) {
+                                *sum = s.fma(weight, value, *sum);
+                            }
+                        }
+                        t += 1;
                     }
                 }
-                row = row.wrapping_add(self.dim());
             }
             for (q, sums) in sums.into_iter().enumerate() {
                 for (i, sum) in sums.into_iter().enumerate() {
@@ -369,21 +491,10 @@ impl Attend<'_> {
     }
 }
 
-/// Reads neighbouring tokens of a cache of latent vectors, from `slot` on, into rows of `dim` floats.
-///
-/// # Safety
-/// The tokens are in one block.
-#[inline(always)]
-unsafe fn latents<S: Isa>(s: S, cache: &Cache, slot: usize, rows: &mut [f32], dim: usize) {
-    for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
-        row[cache.head_dim..].fill(0.0);
-        for part in 0..cache.parts() {
-            let from = cache.at(slot + i, part);
-            // SAFETY: a part has as many elements as its place says.
-            unsafe { get(s, cache.format, cache.scale(slot + i, part), from, &mut row[cache.part(part)]) };
-        }
-    }
-}
+/// Elements of a key between two requests for what is needed later.
+const ELEMENTS: usize = 16;
+/// Tokens whose values are added between two such requests.
+const TOKENS: usize = 8;
 
 /// The work that this thread will probably do next.
 pub struct Next<'a> {
@@ -398,23 +509,19 @@ pub struct Next<'a> {
 }
 
 impl Next<'_> {
-    /// What the tile at `offset` of its split will read.
-    fn tile(&self, offset: usize) -> Ahead {
-        let start = self.split * SPLIT + offset;
-        let (from, to) = (self.first.max(start), (self.last + 1).min(start + TILE));
-        let size = self.attend.keys.block_size;
+    /// What it will read.
+    fn ahead(&self) -> Ahead {
+        let start = self.split * SPLIT;
+        let (from, to) = (self.first.max(start), (self.last + 1).min(start + SPLIT));
         let mut ahead = Ahead::default();
-        let (mut t, mut run) = (from, 0);
-        while t < to && run + 2 <= ahead.runs.len() {
-            let count = (size - t % size).min(to - t);
-            let slot = self.attend.table[t / size] as usize * size + t % size;
-            for cache in self.attend.caches() {
-                let lines = (count * cache.head_dim * cache.format.bytes()).div_ceil(64);
-                ahead.runs[run] = (cache.at(slot, self.attend.kv_head), lines);
-                ahead.lines += lines;
-                run += 1;
+        for cache in std::iter::once(self.attend.keys).chain(self.attend.values) {
+            for (_, count, slot) in self.attend.blocks(from, to) {
+                let (at, bytes) = cache.stretch(slot, count, self.attend.kv_head);
+                let lines = bytes.div_ceil(64);
+                if ahead.runs.try_push((at, lines)).is_ok() {
+                    ahead.lines += lines;
+                }
             }
-            t += count;
         }
         ahead
     }
@@ -422,21 +529,23 @@ impl Next<'_> {
 
 /// Cache lines to fetch ahead, a few at a time between other work: blocks are too short for the
 /// processor to guess what follows, and all lines at once would only fill its queues.
+#[derive(Default)]
 struct Ahead {
-    runs: [(*const u8, usize); 8],
+    /// First line and count.
+    runs: ArrayVec<(*const u8, usize), { 2 * SPLIT / SIDE }>,
     /// The run in turn.
     run: usize,
     /// Lines left.
     lines: usize,
-}
-
-impl Default for Ahead {
-    fn default() -> Self {
-        Self { runs: [(std::ptr::null(), 0); 8], run: 0, lines: 0 }
-    }
+    /// Lines to ask for at a time.
+    pace: usize,
 }
 
 impl Ahead {
+    /// There will be so many occasions to ask.
+    fn pace(&mut self, occasions: usize) {
+        self.pace = self.lines.div_ceil(occasions.max(1));
+    }
     /// Starts to fetch the next `count` lines.
     #[inline(always)]
     fn ask(&mut self, count: usize) {
@@ -451,32 +560,4 @@ impl Ahead {
             count -= now;
         }
     }
-}
-
-/// Scores of a tile, then their weights, and the factor on what the state holds already.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Weights {
-    values: [f32; TILE],
-    decay: f32,
-}
-
-/// Turns the scores of tokens `from..to` into weights relative to the state's new maximum.
-#[inline(always)]
-fn soften<S: Isa>(s: S, state: State, (from, to): (usize, usize), weights: &mut Weights) {
-    let visible = (1u64 << to) - (1u64 << from);
-    // SAFETY: 32 values.
-    let scores = array!(s.splat(0.0), 2, i => unsafe { s.load(weights.values.as_ptr().add(16 * i)) });
-    let (max, sum) = state.head();
-    let tile_max = s.max_lane(s.max(scores[0], scores[1]));
-    let largest = if tile_max > max { tile_max } else { max };
-    let mut parts = [s.splat(0.0); 2];
-    for half in 0..2 {
-        let mask = (visible >> (16 * half)) as u16;
-        parts[half] = s.select(mask, exp(s, s.sub(scores[half], s.splat(largest))), parts[half]);
-        // SAFETY: 16 of the 32 values.
-        unsafe { s.store(weights.values.as_mut_ptr().add(16 * half), parts[half]) };
-    }
-    weights.decay = exp1(s, max - largest);
-    state.set_head(largest, sum.mul_add(weights.decay, s.sum(s.add(parts[0], parts[1]))));
 }

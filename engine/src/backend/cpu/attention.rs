@@ -1,7 +1,7 @@
 //! Causal attention over the paged cache, by online softmax (Milakov and Gimelshein 2018): over keys and values, or
 //! over latent vectors, whose front is the value and which all heads share as if it were one key head.
 //!
-//! Positions are cut the same way for every row: tiles of 32 tokens from position 0, splits of 128.
+//! Positions are cut the same way for every row: splits of 128 tokens from position 0.
 //! A split keeps its own maximum, sum and weighted values; splits are merged in ascending order. So a
 //! row's arithmetic depends on its own position alone: neighbouring rows of one sequence share the tiles, and splits
 //! may run on different threads (few rows) or one after another (many rows), with the same bits.
@@ -10,12 +10,13 @@ use std::ops::Range;
 
 use arrayvec::ArrayVec;
 
-use super::attend::{Attend, Next, Query, State, WORK_QUERIES, work_floats};
+use super::attend::{Attend, Next, Query, WORK_QUERIES, work_floats};
 use super::kv::Cache;
 use super::memory::Ptr;
 use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
+use super::softmax::State;
 use crate::op;
 use crate::program::{Program, RowSpace, Slot};
 

@@ -1,6 +1,9 @@
 //! The paged cache: `[blocks, kv_heads, block_size, head_dim]`, so that the tokens of a block that a
 //! head attends to lie together. Scales of codes are `[blocks, kv_heads, block_size]`.
 //!
+//! Keys whose blocks hold whole vectors of tokens are `[blocks, kv_heads, block_size / 16, head_dim, 16]`: the same
+//! element of sixteen tokens is a vector, and sixteen scores are sums of such vectors with nothing to sum across lanes.
+//!
 //! Latent vectors are one head of two parts, each with a scale of its own. What is said of heads below holds for
 //! these parts: a token has [`Cache::parts`] of them.
 
@@ -8,10 +11,23 @@ use super::memory::{Buffer, Ptr};
 use super::plan::{Builder, Live, Step};
 use super::pool::Worker;
 use super::simd::{Isa, Kernel, Level};
+use super::stored::{Stored, in_format};
 use crate::format::KvFormat;
-use crate::format::f8::{self, E2M5};
+use crate::format::f8;
 use crate::op;
-use crate::program::{KvCache, RowSpace};
+use crate::program::{Holds, KvCache, RowSpace};
+
+/// Tokens side by side where keys lie by element.
+pub const SIDE: usize = 16;
+
+/// How the vectors of a block and head lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// One token after the other.
+    Tokens,
+    /// [`SIDE`] tokens side by side, one element after the other.
+    Elements,
+}
 
 /// A cache of keys or of values.
 #[derive(Clone, Copy)]
@@ -20,6 +36,8 @@ pub struct Cache {
     scales: Option<Ptr<f32>>,
     /// Storage format.
     pub format: KvFormat,
+    /// Layout within a block and head.
+    pub order: Order,
     /// Blocks.
     pub blocks: usize,
     /// Tokens of a block.
@@ -38,7 +56,11 @@ impl Cache {
         let [blocks, block_size, kv_heads, head_dim] = b.program.kv_shape(cache);
         let format = b.program.kv_format(cache);
         let (start, scales) = (b.ptr(cache.elements()), cache.scales().map(|s| b.ptr(s)));
-        Self { start, scales, format, blocks, block_size, kv_heads, head_dim, latent: None }
+        let order = match cache.holds() {
+            Holds::Keys if block_size.is_multiple_of(SIDE) => Order::Elements,
+            _ => Order::Tokens,
+        };
+        Self { start, scales, format, order, blocks, block_size, kv_heads, head_dim, latent: None }
     }
     /// The same of latent vectors.
     pub fn of_latents(b: &Builder<'_>, cache: KvCache, latent: usize) -> Self {
@@ -59,19 +81,39 @@ impl Cache {
     pub fn has_scales(&self) -> bool {
         self.scales.is_some()
     }
-    /// The vector of one token (a slot: `block * block_size + offset`) and head.
+    /// The first element of one token (a slot: `block * block_size + offset`) and head.
     #[inline(always)]
     pub fn at(&self, slot: usize, head: usize) -> *mut u8 {
         let (block, offset) = (slot / self.block_size, slot % self.block_size);
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
         let (head, within) = self.latent.map_or((head, 0), |latent| (0, head * latent));
-        let index = (block * self.kv_heads + head) * self.block_size + offset;
+        let start = (block * self.kv_heads + head) * self.block_size;
+        let element = match self.order {
+            Order::Tokens => (start + offset) * self.head_dim + within,
+            Order::Elements => (start + offset - offset % SIDE) * self.head_dim + offset % SIDE,
+        };
         // SAFETY: the block exists, and head and offset are within it.
-        unsafe { self.start.at((index * self.head_dim + within) * self.format.bytes()) }
+        unsafe { self.start.at(element * self.format.bytes()) }
+    }
+    /// Elements from one of a token to its next.
+    pub fn step(&self) -> usize {
+        match self.order {
+            Order::Tokens => 1,
+            Order::Elements => SIDE,
+        }
+    }
+    /// Where `count` tokens of one block from `slot` on lie, and in how many bytes: with their neighbours, where these
+    /// lie between them.
+    pub fn stretch(&self, slot: usize, count: usize, head: usize) -> (*const u8, usize) {
+        let (slot, count) = match self.order {
+            Order::Tokens => (slot, count),
+            Order::Elements => (slot - slot % SIDE, (slot % SIDE + count).next_multiple_of(SIDE)),
+        };
+        (self.at(slot, head), count * self.head_dim * self.format.bytes())
     }
     /// Where the scale of a slot's head is, if there are scales.
     #[inline(always)]
-    fn scale_at(&self, slot: usize, head: usize) -> Option<*mut f32> {
+    pub fn scale_at(&self, slot: usize, head: usize) -> Option<*mut f32> {
         let (block, offset) = (slot / self.block_size, slot % self.block_size);
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
         // SAFETY: the block exists, and head and offset are within it.
@@ -85,7 +127,8 @@ impl Cache {
     }
     /// Rounds one head's vector into its slot.
     pub fn put(&self, level: Level, slot: usize, head: usize, x: &[f32]) {
-        level.run(Put { x, to: self.at(slot, head), scale: self.scale_at(slot, head), format: self.format });
+        let (to, scale, step) = (self.at(slot, head), self.scale_at(slot, head), self.step());
+        level.run(Put { x, to, scale, step, format: self.format });
     }
 }
 
@@ -109,6 +152,8 @@ struct Put<'a> {
     to: *mut u8,
     /// The place of its scale; none where the format has no scales.
     scale: Option<*mut f32>,
+    /// Elements from one to the next.
+    step: usize,
     format: KvFormat,
 }
 
@@ -116,7 +161,7 @@ impl Kernel for Put<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let (whole, mut inverse) = (self.x.len() / 16 * 16, 1.0);
+        let mut inverse = 1.0;
         if let Some(to) = self.scale {
             let scale = f8::scale(largest(s, self.x));
             // SAFETY: its place, this head's own.
@@ -125,58 +170,33 @@ impl Kernel for Put<'_> {
             inverse = if scale.is_nan() { 0.0 } else { 1.0 / scale };
         }
         // SAFETY: `x.len()` elements behind both pointers.
-        unsafe {
-            for i in (0..whole).step_by(16) {
-                let x = s.load(self.x.as_ptr().add(i));
-                match self.format {
-                    KvFormat::F32 => s.store(self.to.cast::<f32>().add(i), x),
-                    KvFormat::F16 => s.store_f16(self.to.cast::<u16>().add(i), x),
-                    KvFormat::BF16 => s.store_bf16(self.to.cast::<u16>().add(i), x),
-                    KvFormat::E2M5 => s.store_e2m5(self.to.add(i), s.mul(x, s.splat(inverse))),
-                }
-            }
-            for i in whole..self.x.len() {
-                let x = self.x[i];
-                match self.format {
-                    KvFormat::F32 => *self.to.cast::<f32>().add(i) = x,
-                    KvFormat::F16 => *self.to.cast::<u16>().add(i) = half::f16::from_f32(x).to_bits(),
-                    KvFormat::BF16 => *self.to.cast::<u16>().add(i) = half::bf16::from_f32(x).to_bits(),
-                    KvFormat::E2M5 => *self.to.add(i) = E2M5::encode(x * inverse),
-                }
-            }
-        }
+        unsafe { in_format!(self.format, E => put::<S, E>(s, self.x, inverse, self.to.cast(), self.step)) }
     }
 }
 
-/// Widens `to.len()` cached elements and multiplies codes with their scale.
+/// Rounds `x`, times `inverse` where there are scales, to every `step`th element behind `to`.
 ///
 /// # Safety
-/// So many elements behind `from`.
+/// So many elements behind `to`.
 #[inline(always)]
-pub unsafe fn get<S: Isa>(s: S, format: KvFormat, scale: f32, from: *const u8, to: &mut [f32]) {
-    // A loop for each format: a choice for every 16 elements would take longer than what is chosen.
-    macro_rules! widen {
-        ($from:expr, $p:ident => $many:expr, $x:ident => $one:expr) => {{
-            let (whole, from) = (to.len() / 16 * 16, $from);
-            for i in (0..whole).step_by(16) {
-                let $p = from.add(i);
-                s.store(to.as_mut_ptr().add(i), $many);
-            }
-            for (i, to) in to.iter_mut().enumerate().skip(whole) {
-                let $x = *from.add(i);
-                *to = $one;
-            }
-        }};
-    }
+unsafe fn put<S: Isa, E: Stored>(s: S, x: &[f32], inverse: f32, to: *mut E::Element, step: usize) {
+    let whole = x.len() / 16 * 16;
     // SAFETY: the caller's promise.
     unsafe {
-        match format {
-            KvFormat::F32 => widen!(from.cast::<f32>(), p => s.load(p), x => x),
-            KvFormat::F16 => widen!(from.cast::<u16>(), p => s.load_f16(p), x => half::f16::from_bits(x).to_f32()),
-            KvFormat::BF16 => widen!(from.cast::<u16>(), p => s.load_bf16(p), x => half::bf16::from_bits(x).to_f32()),
-            KvFormat::E2M5 => {
-                widen!(from, p => s.load_f8::<{ E2M5::MANTISSA }>(p, scale), x => E2M5::decode(x) * scale)
+        for i in (0..whole).step_by(16) {
+            let x = s.load(x.as_ptr().add(i));
+            if step == 1 {
+                E::store(s, to.add(i), x, inverse);
+                continue;
             }
+            let mut lanes = [E::Element::default(); 16];
+            E::store(s, lanes.as_mut_ptr(), x, inverse);
+            for (lane, x) in lanes.into_iter().enumerate() {
+                *to.add((i + lane) * step) = x;
+            }
+        }
+        for (i, x) in x.iter().enumerate().skip(whole) {
+            *to.add(i * step) = E::encode(x * inverse);
         }
     }
 }

@@ -34,6 +34,8 @@ mod quant;
 mod rope;
 mod sample;
 pub mod simd;
+mod softmax;
+mod stored;
 pub mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tiled;

@@ -18,7 +18,7 @@ use super::activation::{RowGroup, WordGroup};
 use super::integer::{Quant, add_up, centre, fetch_ahead};
 use super::panel::{GROUP, LANES};
 use super::simd::amx::{Shapes, Tiles};
-use super::simd::{Isa, prefetch_near};
+use super::simd::{Isa, prefetch_near, prefetch_to_write};
 use super::tile::{Form, Tile, TileArgs};
 
 /// Groups that are unpacked before they are multiplied.
@@ -152,6 +152,7 @@ impl<S: Isa, P: Scheme<T>, const T: usize> Pipeline<S, P, T> {
         let between = between.as_mut_ptr();
         // SAFETY: the caller's promise; a place is read only after it was written.
         unsafe {
+            self.fetch_out();
             for i in 0..UNPACKED.min(self.total) {
                 self.unpack(between, i);
             }
@@ -194,6 +195,12 @@ impl<S: Isa, P: Scheme<T>, const T: usize> Pipeline<S, P, T> {
             }
         }
     }
+    /// Asks for the places of the panel's outputs. They are often another processor's, and stores wait for one another: the
+    /// pipeline's would stand behind them.
+    #[inline(always)]
+    fn fetch_out(&self) {
+        (0..T).for_each(|t| prefetch_to_write(self.out.wrapping_add(t * self.a.stride).cast()));
+    }
     /// # Safety
     /// There is a group `i`, the next to be unpacked.
     #[inline(always)]
@@ -222,6 +229,7 @@ impl<S: Isa, P: Scheme<T>, const T: usize> Pipeline<S, P, T> {
                     *total = s.splat(0.0);
                 }
                 self.out = self.out.wrapping_add(LANES);
+                self.fetch_out();
             }
         }
     }

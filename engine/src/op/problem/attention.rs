@@ -50,7 +50,7 @@ pub(super) fn qkv(
     m.set("slot_mapping", (0..rows).map(|r| if r < live { slot_of(r) } else { -1 }).collect());
     let slot_mapping = m.program().slot("slot_mapping", Role::Input, Elem::I32, &[rows]);
     let shape = [blocks, block_size, kv_heads, head_dim];
-    let [k_cache, v_cache] = ["k_cache", "v_cache"].map(|name| m.program().kv_cache(name, kv, shape));
+    let [k_cache, v_cache] = m.program().kv_caches(["k_cache", "v_cache"], kv, shape);
     let q = m.output("q", heads * head_dim, 2e-5);
     let k = m.program().scratch("k", &[rows, kv_heads * head_dim]);
     let v = m.program().scratch("v", &[rows, kv_heads * head_dim]);
@@ -183,7 +183,7 @@ impl Cache {
     }
     fn declare(&self, m: &mut Maker, kv: KvFormat, kv_heads: usize, head_dim: usize) -> [KvCache; 2] {
         let shape = [self.blocks, self.block_size, kv_heads, head_dim];
-        ["k_cache", "v_cache"].map(|name| m.program().kv_cache(name, kv, shape))
+        m.program().kv_caches(["k_cache", "v_cache"], kv, shape)
     }
     /// Rows over all sequences: the last positions of each in turn.
     pub(super) fn seen(&self, m: &mut Maker) -> Seen {

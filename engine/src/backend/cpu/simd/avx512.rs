@@ -72,7 +72,8 @@ unsafe impl Isa for Avx512 {
     memory! {
         load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
         store(p: *mut f32, x: __m512) = _mm512_storeu_ps(p, x);
-        load_f16(p: *const u16) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+        // Not `_mm512_cvtph_ps`: that one suppresses exceptions, which the instruction cannot do while it reads memory.
+        load_f16(p: *const u16) -> __m512 = _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast()));
         store_f16(p: *mut u16, x: __m512) = _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         load_i(p: *const u8) -> __m512i = _mm512_loadu_si512(p.cast());
         store_i(p: *mut u8, x: __m512i) = _mm512_storeu_si512(p.cast(), x);
@@ -131,6 +132,36 @@ unsafe impl Isa for Avx512 {
             macro_rules! two { ($p:expr) => { fold!(_mm512_shuffle_ps, 0x44, 0xEE, four!($p), four!($p + 1)) } }
             fold!(_mm512_shuffle_ps, 0x88, 0xDD, two!(0), two!(2))
         };
+    }
+    #[inline(always)]
+    fn transpose(self, x: &[__m512; 16]) -> [__m512; 16] {
+        macro_rules! pairs {
+            ($unpack:ident, $a:expr, $b:expr) => {
+                _mm512_castpd_ps($unpack(_mm512_castps_pd($a), _mm512_castps_pd($b)))
+            };
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            // Four by four within each quarter, then the quarters.
+            let fours = array!([x[0]; 4], 4, i => {
+                let (a, b, c, d) = (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+                let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                [pairs!(_mm512_unpacklo_pd, ab, cd), pairs!(_mm512_unpackhi_pd, ab, cd),
+                 pairs!(_mm512_unpacklo_pd, ab_high, cd_high), pairs!(_mm512_unpackhi_pd, ab_high, cd_high)]
+            });
+            let mut out = [x[0]; 16];
+            for i in 0..4 {
+                let (a, b, c, d) = (fours[0][i], fours[1][i], fours[2][i], fours[3][i]);
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+                let (ab_high, cd_high) = (_mm512_shuffle_f32x4::<0xEE>(a, b), _mm512_shuffle_f32x4::<0xEE>(c, d));
+                out[i] = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+                out[4 + i] = _mm512_shuffle_f32x4::<0xDD>(ab, cd);
+                out[8 + i] = _mm512_shuffle_f32x4::<0x88>(ab_high, cd_high);
+                out[12 + i] = _mm512_shuffle_f32x4::<0xDD>(ab_high, cd_high);
+            }
+            out
+        }
     }
     #[inline(always)]
     unsafe fn load_f8<const M: u32>(self, p: *const u8, scale: f32) -> __m512 {

@@ -139,6 +139,18 @@ pub fn prefetch_near(p: *const u8) {
     let _ = p;
 }
 
+/// Asks for the cache line at `p`, to write it.
+#[inline(always)]
+pub fn prefetch_to_write(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that never faults; processors without it do nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) p, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// The answer of a feature test, kept: every kernel call asks it.
 #[cfg(target_arch = "x86_64")]
 struct Detected(std::sync::atomic::AtomicU8);
@@ -238,6 +250,21 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     fn sum(self, x: Self::F) -> f32;
     /// Lane `i` is [`Isa::sum`] of `x[i]`.
     fn sums(self, x: &[Self::F; 16]) -> Self::F;
+    /// Lane `i` of vector `j` is lane `j` of `x[i]`.
+    #[inline(always)]
+    fn transpose(self, x: &[Self::F; 16]) -> [Self::F; 16] {
+        let (mut rows, mut columns) = ([[0f32; 16]; 16], [[0f32; 16]; 16]);
+        for (row, x) in rows.iter_mut().zip(x) {
+            // SAFETY: 16 lanes (here and below).
+            unsafe { self.store(row.as_mut_ptr(), *x) };
+        }
+        for (j, column) in columns.iter_mut().enumerate() {
+            for (x, row) in column.iter_mut().zip(&rows) {
+                *x = row[j];
+            }
+        }
+        array!(self.splat(0.0), 16, j => unsafe { self.load(columns[j].as_ptr()) })
+    }
     /// The largest lane, by [`Isa::max`] over the same tree.
     fn max_lane(self, x: Self::F) -> f32;
 
