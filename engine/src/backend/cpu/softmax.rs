@@ -47,24 +47,25 @@ impl State {
         let visible = (u128::MAX >> (SPLIT - to)) & (u128::MAX << from);
         let at = scores.0.as_mut_ptr();
         let mut most = s.splat(f32::NEG_INFINITY);
-        for i in vectors.clone() {
-            // SAFETY: the vector is within the scores (here and below).
-            let x = unsafe { s.load(at.add(16 * i)) };
-            most = s.max(s.select((visible >> (16 * i)) as u16, x, most), most);
-        }
-        let max = s.max_lane(most);
-        let (largest, none) = (s.splat(max), s.splat(0.0));
-        let mut sum = none;
-        for i in vectors {
-            let x = unsafe { s.load(at.add(16 * i)) };
-            let weight = s.select((visible >> (16 * i)) as u16, exp(s, s.sub(x, largest)), none);
-            unsafe { s.store(at.add(16 * i), weight) };
-            sum = s.add(sum, weight);
-        }
-        self.set_head(max, s.sum(sum));
-        for i in (0..self.dim).step_by(16) {
-            // SAFETY: see `head`.
-            unsafe { s.store(self.values().add(i), none) };
+        // SAFETY: vectors of the scores, and of the state (see `head`).
+        unsafe {
+            for i in vectors.clone() {
+                let x = s.load(at.add(16 * i));
+                most = s.max(s.select((visible >> (16 * i)) as u16, x, most), most);
+            }
+            let max = s.max_lane(most);
+            let (largest, none) = (s.splat(max), s.splat(0.0));
+            let mut sum = none;
+            for i in vectors {
+                let x = s.load(at.add(16 * i));
+                let weight = s.select((visible >> (16 * i)) as u16, exp(s, s.sub(x, largest)), none);
+                s.store(at.add(16 * i), weight);
+                sum = s.add(sum, weight);
+            }
+            self.set_head(max, s.sum(sum));
+            for i in (0..self.dim).step_by(16) {
+                s.store(self.values().add(i), none);
+            }
         }
     }
     /// Copies it to another of its size.

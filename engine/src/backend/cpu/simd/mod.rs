@@ -255,7 +255,7 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     fn transpose(self, x: &[Self::F; 16]) -> [Self::F; 16] {
         let (mut rows, mut columns) = ([[0f32; 16]; 16], [[0f32; 16]; 16]);
         for (row, x) in rows.iter_mut().zip(x) {
-            // SAFETY: 16 lanes (here and below).
+            // SAFETY: 16 lanes.
             unsafe { self.store(row.as_mut_ptr(), *x) };
         }
         for (j, column) in columns.iter_mut().enumerate() {
@@ -263,7 +263,8 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
                 *x = row[j];
             }
         }
-        array!(self.splat(0.0), 16, j => unsafe { self.load(columns[j].as_ptr()) })
+        // SAFETY: as above.
+        unsafe { array!(self.splat(0.0), 16, j => self.load(columns[j].as_ptr())) }
     }
     /// The largest lane, by [`Isa::max`] over the same tree.
     fn max_lane(self, x: Self::F) -> f32;
