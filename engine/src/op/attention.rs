@@ -163,7 +163,7 @@ mod tests {
         let mut p = Program::new("store", BLOCK, BLOCK);
         let x = p.slot("x", Role::Input, Elem::F32, &[BLOCK, DIM]);
         let slot_mapping = p.slot("slot_mapping", Role::Input, Elem::I32, &[BLOCK]);
-        let [cache, _] = p.kv_caches(["cache", "other"], KvFormat::E2M5, [1, BLOCK, 1, DIM]);
+        let [cache, _] = p.kv_caches(["keys", "values"], KvFormat::E2M5, [1, BLOCK, 1, DIM]);
         let value = |i: usize| f64::from(size(i / DIM) * noise(1, "x", i / DIM, i % DIM));
         let new: Vec<f64> = (0..BLOCK * DIM).map(value).collect();
         let fresh = |len| Values::F64(vec![f64::NAN; len]);
@@ -171,9 +171,8 @@ mod tests {
             Values::U32(vec![BLOCK as u32; 2]),
             Values::F64(new.clone()),
             Values::I32((0..BLOCK as i32).collect()),
-            fresh(BLOCK * DIM),
-            fresh(BLOCK),
         ];
+        values.extend([BLOCK * DIM, BLOCK, BLOCK * DIM, BLOCK].map(fresh));
         let mut env = Env::new(&p, &mut values);
         KvStore { x, cache, slot_mapping }.reference(&mut env);
         let token = |t: usize| {
