@@ -6,9 +6,10 @@
 
 use arrayvec::ArrayVec;
 
+use super::ahead::{Ahead, Next};
 use super::attention::SPLIT;
 use super::kv::{Cache, Order, SIDE};
-use super::simd::{Isa, array, prefetch};
+use super::simd::{Isa, array};
 use super::softmax::{State, Weights, padded};
 use super::stored::{F32, Stored, get, in_format};
 use crate::format::KvFormat;
@@ -138,7 +139,7 @@ impl Attend<'_> {
         self.table[token / size] as usize * size + token % size
     }
     /// Tokens `from..to` block by block: first token, count, slot.
-    fn blocks(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    pub fn blocks(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, usize, usize)> {
         let size = self.keys.block_size;
         let mut t = from;
         std::iter::from_fn(move || {
@@ -196,7 +197,7 @@ impl Attend<'_> {
             }),
             _ => self.weigh_many(s, states, &seen, split, all, &mut ahead),
         }
-        ahead.ask(ahead.lines);
+        ahead.rest();
     }
     /// The scores of queries, from keys as they are stored.
     #[inline(always)]
@@ -330,7 +331,7 @@ impl Attend<'_> {
         let mut sums = [[s.splat(0.0); V]; Q];
         let dim = self.keys.head_dim;
         for start in (0..dim).step_by(ELEMENTS) {
-            ahead.ask(ahead.pace);
+            ahead.turn();
             for d in start..dim.min(start + ELEMENTS) {
                 // SAFETY: an element of each query and of each vector of tokens.
                 unsafe {
@@ -464,7 +465,7 @@ impl Attend<'_> {
                 let tokens = span.within(run.tokens.from, run.tokens.to);
                 let mut t = tokens.from;
                 while t < tokens.to {
-                    ahead.ask(ahead.pace);
+                    ahead.turn();
                     let end = tokens.to.min(t + TOKENS);
                     while t < end {
                         let offset = t - run.tokens.from;
@@ -495,69 +496,3 @@ impl Attend<'_> {
 const ELEMENTS: usize = 16;
 /// Tokens whose values are added between two such requests.
 const TOKENS: usize = 8;
-
-/// The work that this thread will probably do next.
-pub struct Next<'a> {
-    /// Its queries' sequence and head.
-    pub attend: Attend<'a>,
-    /// Its split.
-    pub split: usize,
-    /// Its first visible token.
-    pub first: usize,
-    /// Its last.
-    pub last: usize,
-}
-
-impl Next<'_> {
-    /// What it will read.
-    fn ahead(&self) -> Ahead {
-        let start = self.split * SPLIT;
-        let (from, to) = (self.first.max(start), (self.last + 1).min(start + SPLIT));
-        let mut ahead = Ahead::default();
-        for cache in std::iter::once(self.attend.keys).chain(self.attend.values) {
-            for (_, count, slot) in self.attend.blocks(from, to) {
-                let (at, bytes) = cache.stretch(slot, count, self.attend.kv_head);
-                let lines = bytes.div_ceil(64);
-                if ahead.runs.try_push((at, lines)).is_ok() {
-                    ahead.lines += lines;
-                }
-            }
-        }
-        ahead
-    }
-}
-
-/// Cache lines to fetch ahead, a few at a time between other work: blocks are too short for the
-/// processor to guess what follows, and all lines at once would only fill its queues.
-#[derive(Default)]
-struct Ahead {
-    /// First line and count.
-    runs: ArrayVec<(*const u8, usize), { 2 * SPLIT / SIDE }>,
-    /// The run in turn.
-    run: usize,
-    /// Lines left.
-    lines: usize,
-    /// Lines to ask for at a time.
-    pace: usize,
-}
-
-impl Ahead {
-    /// There will be so many occasions to ask.
-    fn pace(&mut self, occasions: usize) {
-        self.pace = self.lines.div_ceil(occasions.max(1));
-    }
-    /// Starts to fetch the next `count` lines.
-    #[inline(always)]
-    fn ask(&mut self, count: usize) {
-        let mut count = count.min(self.lines);
-        self.lines -= count;
-        while count > 0 {
-            let (at, left) = self.runs[self.run];
-            let now = count.min(left);
-            (0..now).for_each(|i| prefetch(at.wrapping_add(64 * i)));
-            self.runs[self.run] = (at.wrapping_add(64 * now), left - now);
-            self.run += usize::from(now == left);
-            count -= now;
-        }
-    }
-}

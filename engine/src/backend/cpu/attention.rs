@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use arrayvec::ArrayVec;
 
-use super::attend::{Attend, Next, Query, WORK_QUERIES, work_floats};
+use super::ahead::Next;
+use super::attend::{Attend, Query, WORK_QUERIES, work_floats};
 use super::kv::Cache;
 use super::memory::Ptr;
 use super::plan::{Builder, Live, Step};

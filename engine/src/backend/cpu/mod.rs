@@ -13,6 +13,7 @@
 //! wake-up, no second layout of a weight (prefill and decode read the same panels).
 
 pub mod activation;
+mod ahead;
 mod attend;
 mod attention;
 pub mod bandwidth;

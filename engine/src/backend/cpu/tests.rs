@@ -5,8 +5,9 @@ use super::*;
 use crate::backend::check::{
     agrees_with_reference, blocks_move, broken_tokens_show, chunks_keep_their_bits, rows_are_independent, run,
 };
+use crate::format::KvFormat;
 use crate::op::lower::lower;
-use crate::op::problem::problems;
+use crate::op::problem::{attention_in_blocks, problems};
 
 /// Every level of this machine with one and with two threads.
 fn backends() -> impl Iterator<Item = CpuBackend> {
@@ -72,6 +73,23 @@ fn lowered_programs_give_the_same_bits() {
         let mut small = problem.clone();
         small.programs.iter_mut().for_each(|p| *p = lower(p, |op| !op.is_fused()));
         assert!(run(&mut backend, &small).unwrap() == fused, "{}", problem.name);
+    }
+}
+
+/// Blocks that hold whole vectors of tokens are laid out in another way than others.
+#[test]
+fn the_size_of_blocks_changes_no_bit() {
+    for kv in KvFormat::ALL {
+        for rows in [1, 8, 32] {
+            let in_blocks = |size| attention_in_blocks(rows, kv, size);
+            for mut backend in backends() {
+                let want = run(&mut backend, &in_blocks(16)).unwrap();
+                for size in [8, 24, 48] {
+                    let got = run(&mut backend, &in_blocks(size)).unwrap();
+                    assert!(want == got, "{kv:?}, {rows} rows, blocks of {size}: {:?} differs", backend.level());
+                }
+            }
+        }
     }
 }
 

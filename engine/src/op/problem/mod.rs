@@ -58,6 +58,11 @@ pub fn noise(seed: u64, slot: &str, row: usize, column: usize) -> f32 {
     ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }
 
+/// Attention over the same tokens in blocks of any size.
+pub fn attention_in_blocks(rows: usize, kv: KvFormat, block_size: usize) -> Problem {
+    attention(rows, rows, kv, 4, 2, 32, block_size, Some(40))
+}
+
 /// Every problem at a row capacity, with `live` of the rows alive.
 pub fn problems(rows: usize, live: usize) -> Vec<Problem> {
     let mut all = Vec::new();

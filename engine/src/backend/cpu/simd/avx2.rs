@@ -138,19 +138,6 @@ unsafe impl Isa for Avx2 {
             let pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
             _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
         };
-        sums(x: &[F; 16]) -> F = {
-            macro_rules! fold {
-                ($shuffle:ident, $low:literal, $high:literal, $a:expr, $b:expr) => {{
-                    let (a, b) = ($a, $b);
-                    _mm256_add_ps($shuffle::<$low>(a, b), $shuffle::<$high>(a, b))
-                }};
-            }
-            macro_rules! eight { ($p:expr) => { _mm256_add_ps(x[$p][0], x[$p][1]) } }
-            macro_rules! four { ($p:expr) => { fold!(_mm256_permute2f128_ps, 0x20, 0x31, eight!($p), eight!($p + 4)) } }
-            macro_rules! two { ($p:expr) => { fold!(_mm256_shuffle_ps, 0x44, 0xEE, four!($p), four!($p + 1)) } }
-            macro_rules! half { ($p:expr) => { fold!(_mm256_shuffle_ps, 0x88, 0xDD, two!($p), two!($p + 2)) } }
-            [half!(0), half!(8)]
-        };
         splat_i(x: i32) -> I = [_mm256_set1_epi32(x); 2];
         and(a: I, b: I) -> I = both!(_mm256_and_si256, a, b);
         or(a: I, b: I) -> I = both!(_mm256_or_si256, a, b);

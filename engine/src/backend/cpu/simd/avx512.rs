@@ -118,20 +118,6 @@ unsafe impl Isa for Avx512 {
             let pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
             _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
         };
-        sums(x: &[__m512; 16]) -> __m512 = {
-            // Each stage adds the upper part of a vector to its lower part and packs two vectors into one;
-            // the pairing makes lane 4q + p come out as vector 4q + p.
-            macro_rules! fold {
-                ($shuffle:ident, $low:literal, $high:literal, $a:expr, $b:expr) => {{
-                    let (a, b) = ($a, $b);
-                    _mm512_add_ps($shuffle::<$low>(a, b), $shuffle::<$high>(a, b))
-                }};
-            }
-            macro_rules! eight { ($p:expr) => { fold!(_mm512_shuffle_f32x4, 0x44, 0xEE, x[$p], x[$p + 4]) } }
-            macro_rules! four { ($p:expr) => { fold!(_mm512_shuffle_f32x4, 0x88, 0xDD, eight!($p), eight!($p + 8)) } }
-            macro_rules! two { ($p:expr) => { fold!(_mm512_shuffle_ps, 0x44, 0xEE, four!($p), four!($p + 1)) } }
-            fold!(_mm512_shuffle_ps, 0x88, 0xDD, two!(0), two!(2))
-        };
     }
     #[inline(always)]
     fn transpose(self, x: &[__m512; 16]) -> [__m512; 16] {

@@ -248,8 +248,6 @@ pub unsafe trait Isa: Copy + Send + Sync + 'static {
     fn select(self, mask: u16, a: Self::F, b: Self::F) -> Self::F;
     /// The lanes' sum as a tree: `i + (i + 8)`, then `+ 4`, `+ 2`, `+ 1`.
     fn sum(self, x: Self::F) -> f32;
-    /// Lane `i` is [`Isa::sum`] of `x[i]`.
-    fn sums(self, x: &[Self::F; 16]) -> Self::F;
     /// Lane `i` of vector `j` is lane `j` of `x[i]`.
     #[inline(always)]
     fn transpose(self, x: &[Self::F; 16]) -> [Self::F; 16] {

@@ -167,14 +167,6 @@ unsafe impl Isa for Neon {
         super::portable::tree(lanes(x), |a, b| a + b)
     }
     #[inline(always)]
-    fn sums(self, x: &[F; 16]) -> F {
-        let mut out = [0f32; 16];
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = self.sum(*x);
-        }
-        floats(out)
-    }
-    #[inline(always)]
     fn max_lane(self, x: F) -> f32 {
         super::portable::tree(lanes(x), |a, b| if a > b { a } else { b })
     }

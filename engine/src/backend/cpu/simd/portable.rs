@@ -107,10 +107,6 @@ unsafe impl Isa for Portable {
         tree(x, |a, b| a + b)
     }
     #[inline(always)]
-    fn sums(self, x: &[F; 16]) -> F {
-        std::array::from_fn(|i| self.sum(x[i]))
-    }
-    #[inline(always)]
     fn max_lane(self, x: F) -> f32 {
         tree(x, |a, b| if a > b { a } else { b })
     }
